@@ -1,0 +1,413 @@
+"""A decoder-only transformer in one file: GPT-2, Llama, Qwen and a fast variant of our own.
+
+Letters in the shape comments:
+    B batch      T time, the positions that ask     S positions looked at: T, or more with a cache
+    C channels   H heads (K of keys and values)     D channels of one head     V vocabulary
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -1  # a target from which nothing is to be learned
+LOGITS_AT_ONCE = 2**25  # the loss never holds more logits than this: 128 MB in float32
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a transformer; the defaults are GPT-2 124M as nanoGPT trains it."""
+
+    vocab_size: int = 50304  # rows of the embedding (GPT-2's 50,257, rounded up)
+    block_size: int = 1024  # context: the most tokens the model looks back on
+    n_layer: int = 12  # blocks, one after the other
+    n_head: int = 12  # attention heads in a block
+    n_embd: int = 768  # channels of the residual stream
+    n_kv_head: int | None = None  # heads of keys and values, shared by the others; None: n_head
+    head_size: int | None = None  # channels of a head; None: n_embd / n_head
+    mlp_size: int | None = None  # hidden channels of the MLP; None: 4 n_embd (swiglu: 8/3)
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # evens out the scale before each branch
+    position: Literal["learned", "rope"] = "learned"  # how order is told
+    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"  # OpenAI's GPT-2 has gelu_tanh
+    bias: bool = False  # biases in linear layers and layer norms
+    qkv_bias: bool | None = None  # biases of query, key and value alone (Qwen 2); None: as bias
+    qk_norm: bool = False  # RMS-normalise queries and keys head by head
+    tie_weights: bool = True  # one matrix both embeds the tokens and scores them
+    dropout: float = 0.0  # share of activations zeroed in training
+    attention_dropout: float | None = None  # the same for attention weights; None: as dropout
+    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    # Llama 3's stretched rotation: factor, low_freq_factor, high_freq_factor, original block_size
+    rope_scaling: tuple[float, float, float, int] | None = None
+    norm_eps: float = 1e-5  # keeps the norms from dividing by zero
+    softcap: float = 0.0  # logits are bent smoothly to stay within ± this; 0: not at all
+    init: Literal["gpt2", "zero"] = "gpt2"  # zero: each branch starts as nothing
+    causal: bool = True  # False: every position also sees the future (to classify, not to generate)
+    fused_attention: bool = True  # one kernel for attention; False: the formula written out
+
+    def __post_init__(self):
+        for name in ("block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.head_size is None and self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+        if self.n_head % self.kv_heads:
+            raise ValueError(
+                f"n_head={self.n_head} must be a multiple of n_kv_head={self.n_kv_head}"
+            )
+        if self.position == "rope" and self.head_channels % 2:
+            raise ValueError(f"position=rope needs an even head_size, not {self.head_channels}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+
+    @property
+    def kv_heads(self):
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_channels(self):
+        return self.head_size or self.n_embd // self.n_head
+
+
+# -------------------------------------------------------------------------- attention, in functions
+
+
+def attention_mask(positions, n_keys, causal=True, segments=None):
+    """Which of S keys each of T queries may look at: (B or 1, 1, T, S), True where it may.
+
+        causal          the same, packed documents (segments 0 0 0 1 1)
+        1 . . . .       1 . . . .
+        1 1 . . .       1 1 . . .
+        1 1 1 . .       1 1 1 . .
+        1 1 1 1 .       . . . 1 .
+        1 1 1 1 1       . . . 1 1
+
+    positions (B or 1, T) says where the queries stand among the keys; segments (B, T) to which
+    document each token belongs. None stands for the plain triangle, which a kernel can do itself.
+    """
+    if causal and segments is None and positions.size(-1) == n_keys:
+        return None
+    keys = torch.arange(n_keys, device=positions.device)
+    horizon = positions if causal else torch.full_like(positions, n_keys)
+    mask = keys <= horizon[:, None, :, None]                             # (B or 1, 1, T, S)
+    if segments is not None:
+        mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
+    return mask
+
+
+def causal_attention(q, k, v, mask=None, dropout=0.0):
+    """softmax(q kᵀ / √D + mask) v: each position gathers what it looks for from where it may look.
+
+    q (B, H, T, D); k and v (B, K, S, D); mask as from attention_mask, None for the plain triangle.
+    """
+    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)               # k1 k2 -> k1 k1 k2 k2
+    v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)               # (B, H, S, D)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))             # (B, H, T, S)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)       # rows sum to 1
+    return F.dropout(weights, dropout) @ v                               # (B, H, T, D)
+
+
+def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
+    """The same function as `causal_attention` in one kernel that never stores the scores."""
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=q.size(1) != k.size(1)
+    )
+
+
+# ---------------------------------------------------------------------------------------- positions
+
+
+class LearnedPositions(nn.Module):
+    """A vector for each position, added to the tokens' (GPT-2)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embedding = nn.Embedding(config.block_size, config.n_embd)
+
+    def forward(self, x, positions):
+        return x + self.embedding(positions), nn.Identity()
+
+
+class RotaryPositions(nn.Module):
+    """Queries and keys are turned by angles that grow with their position (arXiv:2104.09864).
+
+    Turned so, a query and a key multiply to something that depends on how far apart they are, and
+    not on where. Channel i is paired with i + D/2, as in Hugging Face's Llama.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        half = config.head_channels // 2
+        frequencies = config.rope_theta ** -(torch.arange(half) / half)  # radians per position
+        if config.rope_scaling is not None:
+            frequencies = stretched(frequencies, *config.rope_scaling)
+        angles = torch.outer(torch.arange(config.block_size), frequencies)         # (T, D/2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x, positions):
+        cos, sin = self.cos[positions], self.sin[positions]              # (B or 1, T, D/2)
+        return x, partial(rotate, cos=cos.unsqueeze(1), sin=sin.unsqueeze(1))
+
+
+def rotate(x, cos, sin):
+    """x (B, H, T, D) with each pair of channels (a, b) turned: (a cos - b sin, a sin + b cos)."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = cos.type_as(x), sin.type_as(x)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def stretched(frequencies, factor, low, high, old_context):
+    """Llama 3's frequencies: waves longer than the old context slowed by `factor`, others kept."""
+    waves_in_context = old_context * frequencies / (2 * math.pi)
+    kept = ((waves_in_context - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
+
+
+# -------------------------------------------------------------------------------------- the modules
+
+
+class KVCache:
+    """Keys and values of the positions seen so far: a new token then costs one position's work.
+
+    Room for `block_size` positions is taken once. Each row of the batch may have filled a number of
+    its own.
+    """
+
+    def __init__(self, config, batch_size, device=None, dtype=None):
+        K, S, D = config.kv_heads, config.block_size, config.head_channels
+        shape = (config.n_layer, batch_size, K, S, D)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
+        self.longest = 0  # the largest of them, known without asking the device
+
+    def positions(self, T):
+        """Where T new tokens will stand: (B, T)."""
+        return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
+
+    def append(self, layer, k, v):
+        """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
+        T, S = k.size(2), self.longest + k.size(2)
+        rows, columns = torch.arange(k.size(0), device=k.device)[:, None], self.positions(T)
+        self.keys[layer][rows, :, columns] = k.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][rows, :, columns] = v.transpose(1, 2).to(self.values.dtype)
+        return self.keys[layer][:, :, :S].type_as(k), self.values[layer][:, :, :S].type_as(v)
+
+    def advance(self, T):
+        """Count T more positions as filled, once every layer has stored them."""
+        self.lengths += T
+        self.longest += T
+
+    def truncate(self, lengths):
+        """Forget all but the first `lengths` positions: one number, or one for each row."""
+        lengths = torch.as_tensor(lengths, device=self.lengths.device)
+        self.lengths = lengths.expand_as(self.lengths).clone()
+        self.longest = int(self.lengths.max())
+
+
+class CausalSelfAttention(nn.Module):
+    """Positions exchange what they know: each asks (query), is asked (key) and answers (value)."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        C, H, K, D = config.n_embd, config.n_head, config.kv_heads, config.head_channels
+        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+        self.layer, self.head_channels = layer, D
+        self.query = nn.Linear(C, H * D, bias=qkv_bias)
+        self.key = nn.Linear(C, K * D, bias=qkv_bias)
+        self.value = nn.Linear(C, K * D, bias=qkv_bias)
+        self.output = nn.Linear(H * D, C, bias=config.bias)
+        self.query_norm = nn.RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.attend = fused_causal_attention if config.fused_attention else causal_attention
+        shared = config.attention_dropout is None
+        self.attention_dropout = config.dropout if shared else config.attention_dropout
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, turn, mask=None, cache=None):
+        q = turn(self.query_norm(self.heads(self.query(x))))             # (B, H, T, D)
+        k = turn(self.key_norm(self.heads(self.key(x))))                 # (B, K, T, D)
+        v = self.heads(self.value(x))                                    # (B, K, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)                        # (B, K, S, D)
+        y = self.attend(q, k, v, mask, self.attention_dropout if self.training else 0.0)
+        return self.dropout(self.output(y.transpose(1, 2).flatten(2)))   # (B, T, C)
+
+    def heads(self, x):
+        """(B, T, heads·D) -> (B, heads, T, D)"""
+        return x.unflatten(-1, (-1, self.head_channels)).transpose(1, 2)
+
+
+def squared_relu(x):
+    """max(x, 0)²: sparse like ReLU, and better in transformers (Primer, arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu2": squared_relu,
+}
+
+
+class MLP(nn.Module):
+    """Each position thinks for itself: widen, bend, narrow again."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = config.mlp_size or 4 * config.n_embd
+        self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.activation = ACTIVATIONS[config.mlp]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.activation(self.up(x))))
+
+
+class SwiGLU(nn.Module):
+    """The MLP of Llama: one widening opens and closes gates on another (arXiv:2002.05202)."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = config.mlp_size or 64 * math.ceil(config.n_embd * 8 / 3 / 64)
+        self.gate = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+def make_norm(config):
+    """The norm that `config` asks for, over the channels."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+
+
+class Block(nn.Module):
+    """Communication, then computation, each added to the residual stream."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = CausalSelfAttention(config, layer)
+        self.mlp_norm = make_norm(config)
+        self.mlp = SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
+
+    def forward(self, x, turn, mask=None, cache=None):
+        x = x + self.attention(self.attention_norm(x), turn, mask, cache)
+        x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
+class Transformer(nn.Module):
+    """Tokens in, a score for every possible next token out."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        Positions = RotaryPositions if config.position == "rope" else LearnedPositions
+        self.position = Positions(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        initialize(self, config)
+
+    def forward(self, inputs, targets=None, cache=None, segments=None, label_smoothing=0.0):
+        """(logits, None), or (None, loss) where targets are given: their mean loss in nats.
+
+        inputs (B, T) tokens; targets (B, T), -1 where nothing is to be learned; cache a KVCache
+        that the inputs continue; segments (B, T) numbers of packed documents, which do not see
+        each other; logits (B, T, V) score what may come after each input.
+        """
+        T, softcap = inputs.size(1), self.config.softcap
+        seen = 0 if cache is None else cache.longest
+        if seen + T > self.config.block_size:
+            raise ValueError(f"{seen + T} tokens do not fit block_size={self.config.block_size}")
+        positions = cache.positions(T) if cache else torch.arange(T, device=inputs.device)[None]
+        mask = attention_mask(positions, seen + T, self.config.causal, segments)
+
+        x, turn = self.position(self.token_embedding(inputs), positions)           # (B, T, C)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, turn, mask, cache)
+        x = self.norm(x)
+
+        if cache is not None:
+            cache.advance(T)
+        if targets is not None:
+            return None, next_token_loss(x, self.head.weight, targets, softcap, label_smoothing)
+        return capped(self.head(x), softcap), None                                 # (B, T, V)
+
+
+# -------------------------------------------------------------------------- loss, and the beginning
+
+
+def capped(logits, softcap):
+    """Logits bent smoothly into ± softcap (Gemma 2, arXiv:2408.00118); unbent where it is 0."""
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def summed_loss(hidden, weight, targets, softcap, label_smoothing):
+    """-log p(target), summed. hidden (N, C), weight (V, C), targets (N)"""
+    logits = capped(hidden @ weight.T, softcap).float()                            # (N, V)
+    return F.cross_entropy(
+        logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+    )
+
+
+def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
+    """Mean of -log p(target) over the targets that count, in nats; 0 where there are none.
+
+    hidden (B, T, C), weight (V, C), targets (B, T). With a large vocabulary the B·T·V logits often
+    take more memory than all the rest: beyond LOGITS_AT_ONCE they are made chunk by chunk, and made
+    again when the gradient needs them.
+    """
+    count = (targets != IGNORED).sum().clamp(min=1)
+    hidden, targets = hidden.flatten(0, 1), targets.flatten()                      # (N, C), (N)
+    rows = max(1, LOGITS_AT_ONCE // weight.size(0))
+    if len(targets) <= rows:
+        return summed_loss(hidden, weight, targets, softcap, label_smoothing) / count
+    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    total = sum(
+        checkpoint(summed_loss, h, weight, t, softcap, label_smoothing, use_reentrant=False)
+        for h, t in chunks
+    )
+    return total / count
+
+
+@torch.no_grad()
+def initialize(model, config):
+    """Draw the weights.
+
+    gpt2: N(0, 0.02²), narrower by √(2 n_layer) where a branch joins the residual stream.
+    zero: inner matrices N(0, 1/(4 inputs)); where a branch joins, and in a head of its own, 0:
+    every block starts as the identity, every token as equally likely.
+    """
+    if config.tie_weights:
+        model.head.weight = model.token_embedding.weight
+    for name, weight in model.named_parameters():
+        joins = name.endswith(("attention.output.weight", "mlp.down.weight"))
+        if weight.dim() < 2:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif config.init == "gpt2":
+            weight.normal_(std=0.02 / math.sqrt(2 * config.n_layer) if joins else 0.02)
+        elif joins or name == "head.weight":
+            weight.zero_()
+        elif "embedding" in name:
+            weight.normal_(std=0.02 if config.tie_weights else 1.0)
+        else:
+            weight.normal_(std=0.5 / math.sqrt(weight.size(1)))

@@ -1,0 +1,289 @@
+"""Write text with a trained model: `python sample.py --start="Once upon a time"`.
+
+The text alone goes to standard output, as it is made; what is said about it to standard error.
+"""
+
+import codecs
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from model import KVCache
+from support.checkpoint import find_checkpoint, load_model
+from support.config import load_config
+from support.processes import open_world
+
+FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
+SEPARATOR = "---------------"
+
+
+@dataclass
+class SampleConfig:
+    """Write text with a trained model."""
+
+    out_dir: str = "out/stories"  # the run to write with
+    init_from: str = "resume"  # resume: the best checkpoint of out_dir; or the PATH of another
+    start: str = ""  # what to continue; FILE:prompt.txt, - for standard input, empty for nothing
+    interactive: bool = False  # ask for one start after another
+    num_samples: int = 3  # texts, made together as one batch
+    max_new_tokens: int = 500  # the most tokens for each
+    temperature: float = 0.8  # below 1 more predictable, above 1 wilder; 0: always the likeliest
+    top_k: int = 200  # draw from so many of the likeliest tokens; 0: from all
+    top_p: float = 1.0  # draw from the fewest tokens that together have this probability
+    min_p: float = 0.0  # leave out what is less likely than this share of the likeliest
+    repetition_penalty: float = 1.0  # above 1: tokens that were there become less likely
+    stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
+    until_eot: bool = True  # stop where the model ends the document
+    seed: int = 1337  # the same seed gives the same text
+    device: str = "auto"  # cuda, cuda:1, mps or cpu
+    dtype: str = "auto"  # float32, bfloat16 or float16
+
+    def __post_init__(self):
+        for name, fits, expected in (
+            ("num_samples", self.num_samples >= 1, "at least 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)} must be {expected}")
+
+
+def next_token_distribution(
+    logits, seen=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+):
+    """Probabilities (B, V) to draw the next token from, given its logits (B, V).
+
+    seen (B, V) marks the tokens that were there, for the penalty (CTRL, arXiv:1909.05858). A token
+    that is ruled out gets 0; of equally likely ones at the border, all stay.
+    """
+    logits = logits.float()
+    if repetition_penalty != 1:
+        lowered = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
+        logits = torch.where(seen, lowered, logits)
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+    probabilities = (logits / temperature).softmax(dim=1)
+    ranked = probabilities.sort(dim=1, descending=True).values
+    least = min_p * ranked[:, :1]
+    if 0 < top_k < ranked.size(1):
+        least = least.maximum(ranked[:, top_k - 1 : top_k])
+    if top_p < 1:
+        of_likelier_ones = ranked.cumsum(dim=1) - ranked
+        in_nucleus = torch.where(of_likelier_ones < top_p, ranked, 1.0)
+        least = least.maximum(in_nucleus.amin(dim=1, keepdim=True))
+    kept = torch.where(probabilities >= least, probabilities, 0.0)
+    return kept / kept.sum(dim=1, keepdim=True)
+
+
+def prefill(model, rows):
+    """(logits, cache): what may follow each row of tokens (B, V), and the cache that holds them."""
+    weight = model.token_embedding.weight
+    lengths = torch.tensor([len(row) for row in rows], device=weight.device)
+    padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row)
+    cache = KVCache(model.config, len(rows), weight.device, weight.dtype)
+    logits, _ = model(padded.to(weight.device), cache=cache)
+    cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
+    return logits[torch.arange(len(rows)), lengths - 1], cache
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator=None):
+    """Yield the next tokens, one for each prompt, `max_new_tokens` times: lists of B ids.
+
+    prompts are lists of tokens, of any lengths; distribution(logits, seen) gives the probabilities
+    to draw from; vocab_size the number of tokens that exist, where the model has rows to spare.
+    A context that is full goes on from its last half: positions beyond block_size do not exist.
+    """
+    block_size = model.config.block_size
+    rows = [list(prompt)[-block_size:] for prompt in prompts]
+    logits, cache = prefill(model, rows)
+    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=logits.device)
+    for i, row in enumerate(rows):
+        seen[i, row] = True
+    for _ in range(max_new_tokens):
+        probabilities = distribution(logits[:, :vocab_size], seen)
+        tokens = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1)
+        seen.scatter_(1, tokens, True)
+        yield tokens[:, 0].tolist()
+        for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
+            row.append(token)
+        if cache.longest == block_size:
+            rows = [row[-max(1, block_size // 2) :] for row in rows]
+            logits, cache = prefill(model, rows)
+        else:
+            logits, _ = model(tokens, cache=cache)
+            logits = logits[:, -1]
+
+
+class TextStream:
+    """Turns the tokens of one text into characters as soon as they are certain.
+
+    A character may be spread over several tokens, and the beginning of a stop text may turn out to
+    be something else: both are held back until a later token tells.
+    """
+
+    def __init__(self, tokenizer, stop=(), eot=None):
+        self.tokenizer, self.stop, self.eot = tokenizer, [text for text in stop if text], eot
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.held = ""
+        self.ended = False
+
+    def push(self, token):
+        """The text that has become certain with this token."""
+        if self.ended:
+            return ""
+        if token == self.eot:
+            return self.finish()
+        self.held += self.decoder.decode(self.tokenizer.token_bytes(token))
+        found = [self.held.index(stop) for stop in self.stop if stop in self.held]
+        if found:
+            self.ended, self.held = True, self.held[: min(found)]
+        uncertain = 0 if found else max((overlap(self.held, stop) for stop in self.stop), default=0)
+        certain = len(self.held) - uncertain
+        text, self.held = self.held[:certain], self.held[certain:]
+        return text
+
+    def finish(self):
+        """The rest of the text, when no token follows."""
+        rest = "" if self.ended else self.held + self.decoder.decode(b"", final=True)
+        self.ended, self.held = True, ""
+        return rest
+
+
+def overlap(text, stop):
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+def first_tokens(tokenizer, start, documents):
+    """What the model sees first: `start`, or where that is empty, the end of the text before it."""
+    if not start and tokenizer.eot is not None and documents >= FEW_DOCUMENTS:
+        return [tokenizer.eot]
+    try:
+        return tokenizer.encode(start or "\n").tolist()
+    except ValueError as error:
+        raise SystemExit(f"start={start!r} cannot be continued: {error}") from None
+
+
+def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8):
+    """One continuation of the tokens `prompt`, as a string; a sample for the eyes while training."""
+    generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
+    distribution = partial(next_token_distribution, temperature=temperature)
+    stream = TextStream(tokenizer, eot=tokenizer.eot)
+    text = ""
+    for tokens in generate(
+        model, [prompt], max_new_tokens, distribution, tokenizer.vocab_size, generator
+    ):
+        text += stream.push(tokens[0])
+        if stream.ended:
+            break
+    return text + stream.finish()
+
+
+def write_samples(model, tokenizer, start, prompt, config, out):
+    """Write `num_samples` continuations of `start`: the first while it is made, then the others.
+
+    prompt is `start` in tokens. Returns the number of tokens made.
+    """
+    generator = torch.Generator(model.token_embedding.weight.device).manual_seed(config.seed)
+    distribution = partial(
+        next_token_distribution,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+    )
+    eot = tokenizer.eot if config.until_eot else None
+    streams = [TextStream(tokenizer, config.stop, eot) for _ in range(config.num_samples)]
+    texts, made = [start for _ in streams], 0
+    prompts = [prompt] * config.num_samples
+    steps = generate(
+        model, prompts, config.max_new_tokens, distribution, tokenizer.vocab_size, generator
+    )
+    written = 0
+    for tokens in steps:
+        made += sum(not stream.ended for stream in streams)
+        texts = [text + stream.push(token) for text, stream, token in zip(texts, streams, tokens)]
+        out.write(texts[0][written:])
+        out.flush()
+        written = len(texts[0])
+        if all(stream.ended for stream in streams):
+            break
+    texts = [text + stream.finish() for text, stream in zip(texts, streams)]
+    out.write(texts[0][written:] + "\n")
+    out.writelines(f"{SEPARATOR}\n{text}\n" for text in texts[1:])
+    out.flush()
+    return made
+
+
+def starts(config):
+    """The texts to continue: the one that `start` stands for, or one after another as typed."""
+    if config.interactive:
+        print("type a beginning and press Enter; an empty line ends", file=sys.stderr)
+        while start := read_line("> "):
+            yield start
+    elif config.start.startswith("FILE:"):
+        yield read_text(Path(config.start.removeprefix("FILE:")))
+    else:
+        yield sys.stdin.read() if config.start == "-" else config.start
+
+
+def read_line(prompt):
+    """A line from the keyboard; empty at its end."""
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().rstrip("\n")
+
+
+def read_text(path):
+    """A prompt from a file, in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"start=FILE:{path} cannot be read: {error}") from None
+
+
+def load_for_sampling(config, world):
+    """(model, tokenizer, number of documents it was trained on), told on standard error."""
+    source = config.out_dir if config.init_from == "resume" else config.init_from
+    path = find_checkpoint(source)
+    model, tokenizer, checkpoint = load_model(path, world.device)
+    if tokenizer is None:
+        raise SystemExit(
+            f"{path} was trained on tokens that came without a tokenizer; add the meta.json or "
+            "meta.pkl to its data folder and resume it once"
+        )
+    best = checkpoint["progress"]["best"]
+    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    told = "" if best is None else f", best {checkpoint['train_config']['best_metric']} {best:.4f}"
+    print(f"{path}: step {checkpoint['step']:,}{told}, saved {saved}", file=sys.stderr)
+    return model.to(world.dtype), tokenizer, checkpoint["data"].get("train_documents", 0)
+
+
+def main():
+    config = load_config(SampleConfig)
+    sys.stdout.reconfigure(encoding="utf-8")
+    sys.stdin.reconfigure(encoding="utf-8")
+    with open_world(config.device, config.dtype) as world:
+        model, tokenizer, documents = load_for_sampling(config, world)
+        for start in starts(config):
+            prompt = first_tokens(tokenizer, start, documents)
+            begun = time.perf_counter()
+            made = write_samples(model, tokenizer, start, prompt, config, sys.stdout)
+            seconds = time.perf_counter() - begun
+            print(f"{made:,} tokens, {made / seconds:,.0f} tokens/s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

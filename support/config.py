@@ -1,0 +1,142 @@
+"""From `python train.py config/x.py --learning_rate=1e-3` to one typed dataclass.
+
+A config file is plain Python. Its public names become options, typed ahead of those on the command
+line: later beats earlier, and a file may compute. Everything here only rewrites the list of
+arguments; tyro parses it. So there is one parser, one kind of error, and one `--help`, made from
+the comments behind the fields.
+"""
+
+import dataclasses
+import difflib
+import runpy
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType
+
+import tyro
+
+# Options of nanoGPT's that have another form here: what each value stands for.
+TRANSLATED = {
+    "decay_lr": {"True": [], "False": ["--schedule=constant", "--warmup_iters=0"]},
+    "wandb_log": {"True": ["--log_to=wandb"], "False": []},
+}
+# Options of nanoGPT's that nothing depends on any more, and why.
+NOT_NEEDED = {
+    "always_save_checkpoint": "the last checkpoint (ckpt.pt) and the best (best.pt) are both kept",
+    "backend": "it follows from the device: nccl on CUDA, gloo elsewhere",
+}
+# What other trainers call the same thing.
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "max_steps": "max_iters",
+    "num_iterations": "max_iters",
+    "num_train_epochs": "max_iters",
+    "epochs": "max_iters",
+    "per_device_train_batch_size": "batch_size",
+    "device_batch_size": "batch_size",
+    "output_dir": "out_dir",
+    "sequence_length": "block_size",
+    "max_seq_len": "block_size",
+    "warmup_steps": "warmup_iters",
+    "lr_scheduler_type": "schedule",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "max_grad_norm": "grad_clip",
+    "eval_steps": "eval_interval",
+    "eval_every": "eval_interval",
+    "logging_steps": "log_interval",
+    "report_to": "log_to",
+    "resume_from_checkpoint": "init_from",
+    "max_length": "max_new_tokens",
+    "prompt": "start",
+}
+
+
+def load_config(Config, argv=None, default_file=None, default=None, takes_files=True):
+    """A `Config`: its defaults (or the values of `default`), then files and options as typed.
+
+    `default_file` is read, and announced, where no file is named. A mistake of the user's ends the
+    program with a message.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    files = [word for word in argv if takes_files and is_config_file(word)]
+    if default_file is not None and not files and not {"-h", "--help"} & set(argv):
+        print(f"no config file named: using {as_typed(default_file)}")
+        argv.insert(0, str(default_file))
+    knobs = {field.name for field in dataclasses.fields(Config)}
+    words = []
+    for word in argv:
+        named = takes_files and is_config_file(word)
+        for option in options_in(word) if named else [[word]]:
+            words += translate(option, knobs)
+    try:
+        flags_take_a_value = (tyro.conf.FlagConversionOff,)  # --compile=False, not --no-compile
+        return tyro.cli(
+            Config, args=words, default=default, use_underscores=True, config=flags_take_a_value
+        )
+    except SystemExit as stop:
+        if stop.code and files:
+            print(f"Read were {', '.join(files)}, then the command line.", file=sys.stderr)
+        raise
+
+
+def is_config_file(word):
+    """Whether an argument names a config file, `config/x.py`, and is no option."""
+    return word.endswith(".py") and not word.startswith("-")
+
+
+def options_in(path):
+    """The public names of a config file, each as an option: [["--n_layer=4"], ["--bias=True"]]."""
+    if not Path(path).is_file():
+        there = [str(file) for file in Path(path).parent.glob("*.py")]
+        near = difflib.get_close_matches(str(path), there, n=1)
+        raise SystemExit(
+            f"there is no config file {path}" + "".join(f"; did you mean {x}?" for x in near)
+        )
+    options = []
+    for name, value in runpy.run_path(str(path)).items():
+        if name.startswith("_") or callable(value) or isinstance(value, ModuleType):
+            continue
+        several = isinstance(value, (tuple, list))
+        options.append([f"--{name}", *map(str, value)] if several else [f"--{name}={value}"])
+    return options
+
+
+def translate(option, knobs):
+    """The words of one option in our terms; other trainers' names are answered with ours."""
+    name, _, value = option[0].partition("=")
+    name = name.lstrip("-").replace("-", "_")
+    if name in knobs or not option[0].startswith("--"):
+        return option
+    if name in NOT_NEEDED:
+        print(f"{name} is not needed here: {NOT_NEEDED[name]}")
+        return []
+    if name in TRANSLATED:
+        choices = TRANSLATED[name]
+        if value not in choices:
+            raise SystemExit(f"{option[0]}: expected --{name}={' or '.join(choices)}")
+        return choices[value]
+    if ELSEWHERE.get(name) in knobs:
+        raise SystemExit(f"--{name} is called --{ELSEWHERE[name]} here (see --help)")
+    return option
+
+
+def show_config(config):
+    """Print every knob once: a line for each that differs from its default, then all others."""
+    changed, rest = [], []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        (rest if value == field.default else changed).append((field, value))
+    print("settings that differ from the defaults:" if changed else "all settings by default:")
+    width = max((len(field.name) for field, _ in changed), default=0)
+    for field, value in changed:
+        print(f"  {field.name:<{width}} = {value!s:<18} ({field.default})")
+    text = "the others: " + ", ".join(f"{field.name}={value!r}" for field, value in rest)
+    print(textwrap.fill(text, width=78, initial_indent="  ", subsequent_indent="    "))
+
+
+def as_typed(path):
+    """A path as a person here would type it."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

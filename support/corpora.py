@@ -1,0 +1,414 @@
+"""Where text comes from: a user's files and folders, standard input, and a few corpora with names.
+
+A corpus is a way to go through its documents, as often as one likes, without ever holding more than
+a piece of one in memory. Nothing here knows of tokens.
+"""
+
+import codecs
+import errno
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+
+from tqdm import tqdm
+
+from support.tokenizer import repair
+
+NAMES = ("stories", "python", "shakespeare", "tinystories", "fineweb_edu")
+SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+CHUNK_BYTES = 1_000_000
+TIMEOUT_SECONDS = 30
+OFFLINE = "These need no connection: python prepare_data.py stories, python prepare_data.py python"
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+# At this revision the files of Eldan and Li, 2023 (https://arxiv.org/abs/2305.07759) got their
+# encoding mended; they have not changed since.
+TINYSTORIES_URL = (
+    "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/"
+    "5485261731eaac25dd8e5ebbc3839d0a9870b185"
+)
+TINYSTORIES_SHA256 = {
+    "TinyStories-train.txt": "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
+    "TinyStories-valid.txt": "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4",
+}
+TINYSTORIES_SEPARATOR = "<|endoftext|>"
+# FineWeb-Edu as GPT-2 tokens in llm.c's format: one shard for validation, 99 for training.
+FINEWEB_EDU_URL = "https://huggingface.co/datasets/kjj0/finewebedu10B-gpt2/resolve/main"
+FINEWEB_EDU_SHARDS = 99
+
+# The held-out stories, as a share of the training stories.
+STORIES_VAL_SHARE = 0.05
+# Left out of the corpus `python`: tests, what pip installed, and tables written by programs.
+NOT_WRITTEN_BY_PEOPLE = {
+    *("site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"),
+    *("entities.py",),
+}
+
+
+@dataclass
+class Document:
+    """One text, which can be gone through again and again.
+
+    `pieces` are pairs (text, bytes of the source that it took). `split` is "train" or "val" where
+    the corpus brings its own split. `bits` is -log2 of a generated text's probability.
+    """
+
+    pieces: Iterable[tuple[str, int]]
+    split: str | None = None
+    bits: float = 0.0
+
+
+@dataclass
+class Corpus:
+    """Documents, and what is known of them beforehand."""
+
+    name: str
+    documents: Callable[[], Iterable[Document]]
+    size: int  # bytes of the source, for the progress bar
+    source: list[str]  # for people: the paths or addresses that it came from
+    split_rule: str | None = None  # one sentence, where the corpus brings its own split
+
+
+def open_corpus(paths, data, scratch, megabytes, seed):
+    """The corpus that the words on the command line stand for.
+
+    Downloads stay in the folder `data`, a copy of standard input lies in `scratch`; `megabytes` and
+    `seed` are those of the stories. Raises ValueError for what is not there or holds no text.
+    """
+    named = [path for path in paths if path in NAMES]
+    if named and len(paths) > 1:
+        raise ValueError(
+            f"{named[0]} is a corpus of its own: prepare it apart from the other paths"
+        )
+    if not named:
+        return own_files(paths, Path(scratch))
+    if named == ["stories"]:
+        return stories(megabytes, seed)
+    if named == ["python"]:
+        return standard_library()
+    raw = Path(data, named[0], "raw")
+    return shakespeare(raw) if named == ["shakespeare"] else tinystories(raw)
+
+
+# ------------------------------------------------------------------------------- a user's own files
+
+
+def own_files(paths, scratch):
+    """The documents of files, of folders and of standard input (`-`)."""
+    files = []
+    for path in paths:
+        files += [spooled(scratch)] if path == "-" else files_under(Path(path))
+    first = "stdin" if paths[0] == "-" else Path(paths[0]).resolve().name.split(".")[0]
+    size = sum(file.stat().st_size for file in files)
+    return Corpus(first, lambda: documents_in(files), size, list(paths))
+
+
+def spooled(scratch):
+    """A copy of standard input: text is gone through twice, and a pipe flows once."""
+    copy = scratch / "standard input"
+    with open(copy, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, CHUNK_BYTES)
+    return copy
+
+
+def files_under(path):
+    """The files of text in a folder and its subfolders, in order; a file stands for itself."""
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}; corpora by name: {', '.join(NAMES)}")
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is neither a file nor a folder; for a pipe, name - (standard input)"
+        )
+    files = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = sorted(
+            name for name in names if not name.startswith(".") and kind(name) in SUFFIXES
+        )
+        files += [Path(folder, name) for name in names]
+    if not files:
+        raise ValueError(f"the folder {path} holds no {', '.join(SUFFIXES)} (or .gz of these)")
+    return files
+
+
+def kind(name):
+    """The suffix that tells how to read a file, `.gz` apart."""
+    return Path(str(name).lower().removesuffix(".gz")).suffix
+
+
+def documents_in(files):
+    """One document for each file, and for each line of a .jsonl file."""
+    for file in files:
+        if kind(file) == ".jsonl":
+            yield from lines_of(file)
+        else:
+            yield Document(TextFile(file))
+
+
+class TextFile:
+    """A file of UTF-8 as pieces of text, read anew each time it is gone through."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __iter__(self):
+        # As in text mode: a byte order mark is dropped, every kind of line end becomes "\n".
+        utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+        fed, used = 0, 0
+        with open_bytes(self.path) as (file, position):
+            while chunk := file.read(CHUNK_BYTES):
+                refuse_binary(self.path, chunk, fed)
+                fed += len(chunk)
+                text = decode(self.path, decoder, chunk, fed)
+                used, before = position(), used
+                yield text, used - before
+            yield decode(self.path, decoder, b"", fed, final=True), 0
+
+
+@contextmanager
+def open_bytes(path):
+    """A file's content, a .gz unpacked; and a function: how many bytes of the file were read."""
+    try:
+        with open(path, "rb") as file:
+            yield gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file, file.tell
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is not a whole .gz file ({error})") from error
+
+
+def refuse_binary(path, chunk, start):
+    """Raise ValueError for bytes that are no UTF-8 text, as soon as their look gives them away."""
+    if start == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(
+            f"{path} is UTF-16; save it as UTF-8, or: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt"
+        )
+    if b"\0" in chunk:
+        raise ValueError(f"{path} is a binary file: byte {start + chunk.index(0):,} is zero")
+
+
+def decode(path, decoder, chunk, fed, final=False):
+    """The text of the chunk that ends at byte `fed` of the file."""
+    try:
+        return decoder.decode(chunk, final)
+    except UnicodeDecodeError as error:
+        offset = fed - len(error.object) + error.start
+        raise ValueError(
+            f"{path} is not UTF-8: byte {offset:,} is 0x{error.object[error.start]:02x}. Save it "
+            f"as UTF-8, or convert it, perhaps: iconv -f WINDOWS-1252 -t UTF-8 {path} > utf8.txt"
+        ) from error
+
+
+def lines_of(path):
+    """The documents of a .jsonl file: the field `text` of each line."""
+    fed, used = 0, 0
+    with open_bytes(path) as (file, position):
+        for number, line in enumerate(file, 1):
+            refuse_binary(path, line, fed)
+            fed += len(line)
+            utf8 = codecs.getincrementaldecoder("utf-8-sig" if number == 1 else "utf-8")()
+            line = decode(path, utf8, line, fed, final=True)
+            used, before = position(), used
+            if line.strip():
+                yield Document([(text_field(path, number, line), used - before)])
+
+
+def text_field(path, number, line):
+    """The text of one line of JSON."""
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    text = fields.get("text") if isinstance(fields, dict) else None
+    if not isinstance(text, str):
+        found = ", ".join(fields) if isinstance(fields, dict) else type(fields).__name__
+        raise ValueError(
+            f'{path}, line {number}: expected {{"text": "..."}}, found {found or "nothing"}'
+        )
+    return repair(text)
+
+
+# ---------------------------------------------------------------------------- corpora with a name
+
+
+def stories(megabytes, seed):
+    """Generated stories: so many megabytes of them for training, and held-out ones to validate."""
+    from support.stories import generate  # which nobody with text of their own needs to wait for
+
+    def documents():
+        for split, share in (("train", 1.0), ("val", STORIES_VAL_SHARE)):
+            left = megabytes * 1e6 * share
+            for story in generate(seed, held_out=split == "val"):
+                size = len(story.text.encode())
+                left -= size
+                if left < 0:
+                    break
+                yield Document([(story.text, size)], split, story.bits)
+
+    rule = (
+        "by the story world: val has combinations of names, things and plots that train never has"
+    )
+    size = int(megabytes * 1e6 * (1 + STORIES_VAL_SHARE))
+    return Corpus("stories", documents, size, [f"stories (seed {seed})"], rule)
+
+
+def standard_library():
+    """The standard library of this Python, without tests and tables."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [
+        file
+        for file in (files_under(root) if root.is_dir() else [])
+        if kind(file) == ".py" and not NOT_WRITTEN_BY_PEOPLE & set(file.relative_to(root).parts)
+    ]
+    if not files:
+        raise ValueError(
+            "this Python keeps no source of its standard library; try the corpus stories"
+        )
+    version = ".".join(map(str, sys.version_info[:3]))
+    size = sum(file.stat().st_size for file in files)
+    source = [f"the standard library of Python {version}"]
+    return Corpus("python", lambda: documents_in(files), size, source)
+
+
+def shakespeare(raw):
+    """Karpathy's tiny Shakespeare, 1.1 MB: one document."""
+    file = download(SHAKESPEARE_URL, Path(raw, "input.txt"), SHAKESPEARE_SHA256)
+    size = file.stat().st_size
+    return Corpus("shakespeare", lambda: documents_in([file]), size, [SHAKESPEARE_URL])
+
+
+def tinystories(raw):
+    """Eldan and Li's two million stories by GPT-3.5 and GPT-4, 1.9 GB, split by them."""
+    files = {
+        name: download(f"{TINYSTORIES_URL}/{name}", Path(raw, name), sha256)
+        for name, sha256 in TINYSTORIES_SHA256.items()
+    }
+
+    def documents():
+        for split, file in zip(("train", "val"), files.values(), strict=True):
+            yield from separated(file, split)
+
+    source = [f"{TINYSTORIES_URL}/{name}" for name in files]
+    size = sum(file.stat().st_size for file in files.values())
+    return Corpus("tinystories", documents, size, source, "by its authors: their validation file")
+
+
+def separated(file, split):
+    """The documents between the separators of a file."""
+    rest = ""
+    for text, _ in TextFile(file):
+        *whole, rest = (rest + text).split(TINYSTORIES_SEPARATOR)
+        for story in whole:
+            yield Document(
+                [(story.strip(), len(story.encode()) + len(TINYSTORIES_SEPARATOR))], split
+            )
+    yield Document([(rest.strip(), len(rest.encode()))], split)
+
+
+def fineweb_edu_shards(folder, n_shards):
+    """FineWeb-Edu's files, {"train": [...], "val": [...]}: downloads of 100 million tokens each."""
+    if not 1 <= n_shards <= FINEWEB_EDU_SHARDS:
+        raise ValueError(f"shards={n_shards}: expected 1 to {FINEWEB_EDU_SHARDS}")
+    names = {
+        "val": ["finewebedu_val_000000.bin"],
+        "train": [f"finewebedu_train_{i:06d}.bin" for i in range(1, n_shards + 1)],
+    }
+    return {
+        split: [download(f"{FINEWEB_EDU_URL}/{name}", Path(folder, name)) for name in names[split]]
+        for split in names
+    }
+
+
+# --------------------------------------------------------------------------------------- downloads
+
+
+def download(url, path, sha256=None):
+    """The file at `url`, as `path`: fetched once, and where that broke off, from there on.
+
+    Raises ValueError where nothing more comes, or where the content is not what it should be.
+    """
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    complete, reason = False, "the connection broke off"
+    while not complete:
+        before = size_of(part)
+        try:
+            complete = fetch_rest(url, part)
+        except (OSError, HTTPException) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            reason = getattr(error, "reason", "") or error
+        # As long as each try brings something, another one is worth it.
+        if not complete and size_of(part) <= before:
+            kept = (
+                f"{before / 1e6:,.1f} MB are kept: type the same command to go on. "
+                if before
+                else ""
+            )
+            raise ValueError(f"{url} could not be downloaded ({reason}). {kept}{OFFLINE}")
+    if sha256 and sha256_of(part) != sha256:
+        part.unlink()
+        raise ValueError(
+            f"{url} came damaged, or has changed: its sha256 is not {sha256}; try again"
+        )
+    os.replace(part, path)
+    return path
+
+
+def fetch_rest(url, part):
+    """Append to `part` what it lacks of the file at `url`; True if it is complete now."""
+    have = size_of(part)
+    headers = {"User-Agent": "shiftgpt"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return True
+        part.unlink()  # more than the whole file: it was the beginning of another one
+        return fetch_rest(url, part)
+    # A server that does not know ranges sends everything again, with status 200.
+    resumed = response.status == HTTPStatus.PARTIAL_CONTENT
+    have = have if resumed else 0
+    total = have + int(response.headers.get("Content-Length", 0))
+    bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
+    with response, bar, open(part, "ab" if resumed else "wb") as file:
+        while chunk := response.read(CHUNK_BYTES):
+            file.write(chunk)
+            bar.update(len(chunk))
+    return size_of(part) >= total
+
+
+def size_of(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def sha256_of(path):
+    """The sha256 of a file's content, hexadecimal."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha256.update(chunk)
+    return sha256.hexdigest()

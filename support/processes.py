@@ -1,0 +1,162 @@
+"""The machine a script runs on: device, precision, and the other processes that share its work.
+
+Alone, a script is a world of one. Under `torchrun --nproc_per_node=N train.py …` there are N, which
+hold the same model and each compute their part of every step.
+"""
+
+import os
+import signal
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; the weights stay float32
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self):
+        """Whether this is the one process that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, *numbers):
+        """Each number summed over all processes: [float, …]. Nothing waits for a GPU."""
+        totals = torch.tensor(numbers, dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(totals)
+        return totals.tolist()
+
+    def wait(self):
+        """Go on when all processes have come this far."""
+        if self.size > 1:
+            dist.barrier()
+
+    def place(self, batch):
+        """The tensors of a batch on the device, copied while it computes; the rest as it is."""
+        return {name: self.move(value) for name, value in batch.items()}
+
+    def move(self, value):
+        if not torch.is_tensor(value) or self.device.type == "cpu":
+            return value
+        pinned = value.pin_memory() if self.device.type == "cuda" else value
+        return pinned.to(self.device, non_blocking=True)
+
+    def precision(self):
+        """A context in which matrix products are computed in `dtype`."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def share(self, model):
+        """The model as all processes train it: each gets the mean of everyone's gradients."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def accumulating(self, model, more_to_come):
+        """A context for backward passes, in which only the last of a step talks to the others."""
+        if self.size == 1 or not more_to_come:
+            return nullcontext()
+        return model.no_sync()
+
+
+@contextmanager
+def open_world(device="auto", dtype="auto"):
+    """The `World` that these knobs and torchrun's environment describe."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(device)
+    if device.type == "cuda":
+        local = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(device, pick_dtype(dtype, device), rank, size)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def pick_device(device):
+    """The device of that name; `auto` takes CUDA, else Apple's MPS, else the CPU."""
+    has = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    usable = [name for name in has if has[name]()] + ["cpu"]
+    if device == "auto":
+        return torch.device(usable[0])
+    if device.split(":")[0] not in usable:
+        raise SystemExit(f"device={device} is not usable here; expected {' or '.join(usable)}")
+    return torch.device(device)
+
+
+def pick_dtype(dtype, device):
+    """The dtype of that name; `auto` takes bfloat16 where `device` multiplies it fast."""
+    if dtype != "auto":
+        if dtype == "float16" and device.type == "cpu":
+            raise SystemExit("dtype=float16 is slow and overflows on a CPU; use --dtype=auto")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
+    return torch.float32
+
+
+class StopSignal:
+    """Turns the first Ctrl-C or SIGTERM into a flag, so that a loop can end in good order.
+
+    The second one ends the program at once.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self.before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number, _frame):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        name = signal.Signals(number).name
+        print(f"\n{name}: saving after this step (once more to stop at once)", file=sys.stderr)
+
+
+def compiled(model, setting, world, example):
+    """`torch.compile(model)` where `setting` asks for it, proven on `example`; else the model.
+
+    `auto` compiles on CUDA alone: elsewhere the compiler often costs more than a short run gains.
+    """
+    if setting is False or (setting == "auto" and world.device.type != "cuda"):
+        return model
+    faster = torch.compile(model)
+    try:
+        with world.precision():
+            _, loss = faster(**world.place(example))
+        loss.backward()
+    except Exception as error:  # whatever a compiler may raise: there is a way without it
+        print(f"compile: not possible here ({type(error).__name__}); going on without it")
+        return model
+    model.zero_grad(set_to_none=True)
+    return faster

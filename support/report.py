@@ -1,0 +1,315 @@
+"""What a person sees of a run: the plan before it, lines and a bar during it, a picture after it."""
+
+import json
+import math
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from tqdm import tqdm
+
+from support.files import replacing
+
+# Operations a second on matrices of 16-bit floats, from the makers' data sheets.
+PEAKS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+SMOOTHED = 0.02  # weight of a new point in the smoothed line of the picture
+
+
+class Report:
+    """Lines for the eyes (nanoGPT's), `log.jsonl` for programs, and at the end `loss.png`."""
+
+    def __init__(self, config, model, world, first_step=0):
+        self.config, self.world = config, world
+        self.flops_per_token = flops_per_token(model)
+        self.log = Path(config.out_dir) / "log.jsonl"
+        self.track = track_nothing
+        if world.is_main:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            cut_back(self.log, first_step)
+            self.track = tracker(config)
+        hidden = None if world.is_main else True  # None: hidden where there is no terminal
+        self.bar = tqdm(total=config.max_iters, initial=first_step, unit="step", disable=hidden)
+        self.updates, self.tokens, self.seconds = 0, 0, 0.0
+        self.clock = perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+        if self.world.is_main and draw(self.log):
+            print(f"losses: {self.log.with_name('loss.png')}")
+
+    def say(self, line):
+        """Print a line above the progress bar."""
+        if self.world.is_main:
+            tqdm.write(line)
+
+    def step(self, progress, loss, norm, rate, n_targets):
+        """Count an update, and at each log_interval tell of it. loss is this process's part."""
+        now = perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        self.updates, self.tokens = self.updates + 1, self.tokens + n_targets
+        self.bar.update()
+        if not math.isfinite(norm):
+            self.say(f"iter {progress.step}: the gradient is not finite, this update is skipped")
+        if progress.step % self.config.log_interval:
+            return
+        (loss,) = self.world.sum(loss.item())
+        per_second = self.tokens / self.seconds
+        self.say(
+            f"iter {progress.step}: loss {loss:.4f}, "
+            f"time {1000 * self.seconds / self.updates:.2f}ms, "
+            f"{self.speed(per_second)}, {per_second:,.0f} tokens/s, norm {norm:.2f}"
+        )
+        self.write(
+            step=progress.step,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            minutes=progress.minutes,
+            tokens_per_second=per_second,
+        )
+        self.updates, self.tokens, self.seconds = 0, 0, 0.0
+
+    def evaluated(self, progress, numbers):
+        """Tell of an evaluation; the time it took is nobody's step."""
+        named = [f"{name.replace('_', ' ')} {number:.4f}" for name, number in numbers.items()]
+        self.say(f"step {progress.step}: {', '.join(named)}")
+        self.write(step=progress.step, minutes=progress.minutes, **numbers)
+        self.clock = perf_counter()
+
+    def speed(self, tokens_per_second):
+        """How hard the machine works: against its peak where that is known."""
+        flops = tokens_per_second * self.flops_per_token
+        if self.world.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.world.device)
+            for part, peak in PEAKS.items():
+                if part in name:
+                    return f"mfu {flops / peak / self.world.size:.2%}"
+        return f"{flops / 1e9:,.0f} GFLOP/s"
+
+    def write(self, **numbers):
+        """Add a line to log.jsonl, and to what else keeps the log."""
+        if not self.world.is_main:
+            return
+        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+        self.track({k: v for k, v in finite.items() if v is not None}, numbers["step"])
+
+
+def read_log(path):
+    """The lines of a log.jsonl as dicts; one that was cut off in writing is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def cut_back(path, step):
+    """Remove from a log what a run that goes on at `step` will tell again."""
+    kept = [
+        record
+        for record in read_log(path)
+        if record["step"] < step or (record["step"] == step and "loss" not in record)
+    ]
+    with replacing(path, "w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+
+
+def track_nothing(numbers, step):
+    """The tracker of those who want none."""
+
+
+def tracker(config):
+    """A function (numbers, step) that also sends the log where `log_to` says."""
+    if config.log_to == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise SystemExit("log_to=tensorboard needs: pip install tensorboard") from None
+        writer = SummaryWriter(config.out_dir)
+
+        def to_tensorboard(numbers, step):
+            for name, number in numbers.items():
+                writer.add_scalar(name, number, step)
+            writer.flush()
+
+        return to_tensorboard
+    if config.log_to == "wandb":
+        try:
+            import wandb
+        except ImportError:
+            raise SystemExit("log_to=wandb needs: pip install wandb") from None
+        run = wandb.init(
+            project=config.wandb_project, name=config.wandb_run_name, config=asdict(config)
+        )
+        return lambda numbers, step: run.log(numbers, step=step)
+    return track_nothing
+
+
+def draw(log):
+    """Draw the losses of a log beside it, as loss.png; whether there was anything to draw."""
+    records = read_log(log)
+    updates = [record for record in records if record.get("loss") is not None]
+    looks = [record for record in records if record.get("val_loss") is not None]
+    if len(updates) < 2:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")  # draws without a screen
+    from matplotlib import pyplot
+
+    smooth = [updates[0]["loss"]]
+    for record in updates[1:]:
+        smooth.append(smooth[-1] + SMOOTHED * (record["loss"] - smooth[-1]))
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    steps = [record["step"] for record in updates]
+    axes.plot(steps, [record["loss"] for record in updates], color="C0", alpha=0.25, lw=0.8)
+    axes.plot(steps, smooth, color="C0", label="training, smoothed")
+    axes.plot(
+        [record["step"] for record in looks],
+        [record["val_loss"] for record in looks],
+        color="C1",
+        marker="o",
+        ms=4,
+        label="validation",
+    )
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=str(log.parent))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(log.with_name("loss.png"), dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+# ---------------------------------------------------------------------------------- the plan
+
+
+def flops_per_token(model):
+    """Operations to train on one token: 6 for each weight of a matrix product, and attention's.
+
+    Two for the forward pass and four for the backward pass (PaLM, arXiv:2204.02311, appendix B).
+    """
+    config = model.config
+    weights = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    weights += model.head.weight.numel()
+    attention = config.n_layer * config.n_head * config.head_channels * config.block_size
+    return 6 * weights + 12 * attention
+
+
+def show_plan(model, config, dataset, world):
+    """Print what a run will be: nanoGPT's lines, and for a dry run the cost and the memory too."""
+    per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
+    positions = sum(p.numel() for p in model.position.parameters())
+    counted = sum(p.numel() for p in model.parameters()) - positions
+    precision = str(world.dtype).removeprefix("torch.")
+    print(f"found vocab_size = {dataset.vocab_size} (inside {dataset.path})")
+    print(f"tokens per iteration will be: {per_step:,}")
+    print(f"number of parameters: {counted / 1e6:.2f}M")
+    print(f"running on {world.device} in {precision}, processes: {world.size}")
+    if dataset.floor:
+        print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
+    if config.dry_run:
+        show_cost(model, config, dataset, world, per_step)
+
+
+def show_cost(model, config, dataset, world, per_step):
+    """Print what the run would take, and that its settings go together."""
+    tokens = config.max_iters * per_step
+    each = flops_per_token(model)
+    rows = {
+        "data": f"{len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate with",
+        "run": f"{config.max_iters:,} steps, {tokens:,} tokens, "
+        f"{tokens / len(dataset.train):.2f} epochs",
+        "cost": f"{each / 1e6:,.1f} MFLOP a token, {each * per_step / 1e9:,.0f} GFLOP a step, "
+        f"{each * tokens / 1e15:,.3f} PFLOP in all",
+        "evaluation": f"{config.max_iters // config.eval_interval + 1} times, "
+        f"{config.eval_iters or 'all'} batches of each split",
+    }
+    memory = memory_parts(model, config, world)
+    total = sum(memory.values())
+    parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())
+    rows["memory"] = f"about {total / 1e6:,.0f} MB in each process: {parts}"
+    for name, text in rows.items():
+        print(f"  {name:<11}{text}")
+    for warning in doubts(config):
+        print(f"  warning    {warning}")
+    print("dry run: nothing was trained or written")
+
+
+def memory_parts(model, config, world):
+    """Bytes that training will hold: {part: bytes}. Activations are measured, not guessed."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    in_muon = sum(p.numel() * p.element_size() for p in model.blocks.parameters() if p.dim() == 2)
+    states = 2 * weights - (in_muon if config.optimizer == "muon" else 0)
+    one, two = (saved_bytes(model, config, world, sequences) for sequences in (1, 2))
+    return {
+        "weights": weights * (2 if config.ema_decay else 1),
+        "gradients": weights,
+        "optimizer": states,
+        "activations": one + (config.batch_size - 1) * (two - one),
+    }
+
+
+def saved_bytes(model, config, world, sequences):
+    """Bytes that a forward pass over so many sequences keeps for the backward pass."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.zeros(sequences, config.block_size, dtype=torch.long, device=world.device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), world.precision():
+        _graph = model(tokens, tokens)  # held, so that no storage is given out twice
+    return sum(saved.values())
+
+
+def doubts(config):
+    """Settings that work, but hardly as meant."""
+    if config.warmup_iters >= config.max_iters > 0:
+        yield f"warmup_iters={config.warmup_iters} lasts the whole run of {config.max_iters}"
+    if (config.lr_decay_iters or 0) > config.max_iters:
+        yield f"lr_decay_iters={config.lr_decay_iters} is never reached: the rate stays high"
+    if config.min_lr > config.learning_rate:
+        yield f"min_lr={config.min_lr:g} is above learning_rate={config.learning_rate:g}"
+    if config.target_shift != 1:
+        yield f"target_shift={config.target_shift}: the model will not predict the next token"
+
+
+@contextmanager
+def advice_on_memory(config):
+    """A context that answers a lack of memory with the settings to try instead."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        known = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+        if not known:
+            raise
+        batch, times = config.batch_size, config.gradient_accumulation_steps
+        smaller = max(1, batch // 2)
+        advice = f"--batch_size={smaller} --gradient_accumulation_steps={times * batch // smaller}"
+        if batch == 1:
+            advice = f"--block_size={config.block_size // 2}"
+        raise SystemExit(f"out of memory with batch_size={batch}; try {advice}") from None

@@ -1,0 +1,122 @@
+"""Opens a folder of token files for training: ours, nanoGPT's, llm.c's or modded-nanogpt's.
+
+`data/<name>/` holds `train.bin` and `val.bin` (ids without a header) and `meta.json`; or shards
+with headers, `*_train_*.bin` and `*_val_*.bin`. The files are mapped, not read: a batch touches
+only the pages that it needs.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from support.tokenizer import fingerprint, tokenizer_from_dict, tokenizer_from_nanogpt
+
+# llm.c's shards begin with 256 int32: a magic number, a version, the number of tokens.
+HEADER_BYTES = 1024
+MAGIC_DTYPES = {20240520: "<u2", 20240801: "<u4"}
+NANOGPT_VOCAB_SIZE = 50304  # what nanoGPT assumes where a folder says nothing
+
+
+@dataclass
+class Tokens:
+    """One split: its shards, each an array of ids that lies on disk."""
+
+    shards: list
+    bytes_per_token: float | None  # of the text they stand for, UTF-8; None: not known
+
+    def __len__(self):
+        return sum(len(shard) for shard in self.shards)
+
+
+@dataclass
+class Dataset:
+    """A folder's two splits and what is known of them."""
+
+    path: Path
+    train: Tokens
+    val: Tokens
+    vocab_size: int
+    tokenizer: object | None  # None: the folder does not say; GPT-2's then, as in nanoGPT
+    documents: int = 1  # in the training split, as far as is known
+    floor: float | None = None  # bits per byte that no model can go below, where that is known
+
+    def describe(self):
+        """What a checkpoint keeps of its data: enough to notice that a run goes on with other data."""
+        return {
+            "dataset": str(self.path),
+            "train_tokens": len(self.train),
+            "val_tokens": len(self.val),
+            "train_documents": self.documents,
+            "tokenizer_sha256": self.tokenizer and fingerprint(self.tokenizer),
+        }
+
+
+def open_dataset(name):
+    """The data of `data/<name>`, or of the folder `name` itself; exits with the command to type."""
+    path = Path(name) if Path(name).is_absolute() or Path(name).is_dir() else Path("data") / name
+    if (path / "meta.json").is_file():
+        return open_prepared(path)
+    if not path.is_dir():
+        offline = {"stories": "stories", "python_code": "python"}.get(path.name)
+        command = f"python prepare_data.py {offline or f'PATH_OF_YOUR_TEXT --dataset={path.name}'}"
+        raise SystemExit(f"there is no data in {path}; make it with: {command}")
+    return open_foreign(path)
+
+
+def open_prepared(path):
+    """A folder that `prepare_data.py` wrote, checked against its meta.json."""
+    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    splits = {}
+    for split, told in meta["splits"].items():
+        file = path / f"{split}.bin"
+        expected = told["tokens"] * np.dtype(meta["dtype"]).itemsize
+        found = file.stat().st_size if file.is_file() else 0
+        if found != expected:
+            raise SystemExit(
+                f"{file} has {found:,} bytes where meta.json says {expected:,}; prepare it anew "
+                f"with prepare_data.py --dataset={path.name}"
+            )
+        ids = np.memmap(file, dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r")
+        splits[split] = Tokens([ids.view(np.ndarray)], told["bytes"] / max(told["tokens"], 1))
+    tokenizer = tokenizer_from_dict(meta["tokenizer"])
+    return Dataset(
+        path,
+        splits["train"],
+        splits["val"],
+        meta["vocab_size"],
+        tokenizer,
+        documents=meta["splits"]["train"]["documents"],
+        floor=meta.get("floor_bits_per_byte", {}).get("val"),
+    )
+
+
+def open_foreign(path):
+    """A folder of nanoGPT's, llm.c's or modded-nanogpt's."""
+    splits = {}
+    for split in ("train", "val"):
+        files = sorted({*path.glob(f"{split}.bin"), *path.glob(f"*_{split}_*.bin")})
+        if not files:
+            raise SystemExit(
+                f"{path} has no {split}.bin and no *_{split}_*.bin; prepare text with: "
+                f"python prepare_data.py PATH_OF_YOUR_TEXT --dataset={path.name}"
+            )
+        splits[split] = Tokens([open_shard(file) for file in files], None)
+    tokenizer, vocab_size = None, NANOGPT_VOCAB_SIZE
+    if (path / "meta.pkl").is_file():
+        tokenizer = tokenizer_from_nanogpt(path)
+        vocab_size = tokenizer.vocab_size
+    return Dataset(path, splits["train"], splits["val"], vocab_size, tokenizer)
+
+
+def open_shard(file):
+    """The ids of one file, with llm.c's header or, as in nanoGPT, without any."""
+    size = file.stat().st_size
+    header = np.fromfile(file, dtype="<i4", count=3)
+    dtype = MAGIC_DTYPES.get(int(header[0])) if len(header) == 3 else None
+    if dtype and size == HEADER_BYTES + int(header[2]) * np.dtype(dtype).itemsize:
+        return np.memmap(file, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
+    if size == 0 or size % 2:
+        raise SystemExit(f"{file} has {size} bytes: not a file of 16-bit tokens")
+    return np.memmap(file, dtype="<u2", mode="r").view(np.ndarray)

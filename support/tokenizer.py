@@ -1,0 +1,532 @@
+"""Text to token ids and back: by characters, by bytes, by byte-pair encoding (ours and others').
+
+A byte-pair encoding starts from the 256 bytes and owns a list of merges: "these two neighbours
+become one new token". Learning them is `train_bpe`, and worth reading; applying them is left to
+`tiktoken`. Zero merges is the byte tokenizer; GPT-2's 50,000 are the same class with more entries.
+"""
+
+import base64
+import hashlib
+import heapq
+import json
+import pickle
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import regex
+import tiktoken
+from tiktoken_ext import openai_public
+
+# The last ids of every tokenizer made here. No text is ever encoded as one of them.
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# What ends a document in other people's vocabularies, the likeliest first.
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+
+# GPT-2's idea of a word: merges never reach from one word into the next.
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The same once every digit has been set apart, as SmolLM does it.
+DIGITS_PATTERN = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
+)
+
+# tiktoken's regular expressions give up near a million blanks in a row.
+PIECE_CHARACTERS = 500_000
+# Where no split pattern joins what stands before and after; the search runs from right to left.
+SEAM = regex.compile(r"(?r)\S |[\p{L}\p{N}]\n|[\u4e00-\u9fa5][，。！？；：、]")
+
+# Merges are learned from the most frequent words, up to this many bytes of different ones. English
+# loses nothing by it; Chinese, whose words have no blanks between them, 2 % of its compression:
+# with more it does better, and training takes longer in proportion.
+DISTINCT_WORD_BYTES = 300_000
+# At this many different words the rarer half is forgotten: memory stays bounded.
+COUNTED_WORDS = 400_000
+# Longer words (a row of dashes, a base64 block) are learned from in parts of this many characters.
+WORD_CHARACTERS = 64
+
+CODE_POINTS = 0x110000
+UNKNOWN = 0xFFFFFFFF
+
+
+class CharTokenizer:
+    """One token per character of the training text."""
+
+    kind = "char"
+
+    def __init__(self, characters, special_tokens):
+        """`characters` in the order of their ids, from 0 on; `special_tokens` maps text to id."""
+        self.characters = characters
+        self.special_tokens = special_tokens
+        self.eot = special_tokens.get("<|endoftext|>")
+        self.vocab_size = len(characters) + len(special_tokens)
+        self.texts = dict(enumerate(characters)) | {i: text for text, i in special_tokens.items()}
+        self.table = np.full(CODE_POINTS, UNKNOWN, np.uint32)
+        self.table[code_points(characters)] = np.arange(len(characters))
+
+    def encode(self, text):
+        """The ids, uint32 (T,). Raises ValueError that shows each character it does not know."""
+        tokens = self.table[code_points(text)]
+        if (tokens == UNKNOWN).any():
+            unknown = ", ".join(map(repr, sorted(set(text) - set(self.characters))))
+            raise ValueError(
+                f"this tokenizer has no {unknown}: it knows the {len(self.characters)} characters "
+                "that it was made from and no others. Leave those out, or prepare the data with "
+                "--tokenizer=byte or --tokenizer=bpe, which know every text"
+            )
+        return tokens
+
+    def known(self, text):
+        """The text without the characters that `encode` would refuse."""
+        is_known = self.table[code_points(text)] != UNKNOWN
+        if is_known.all():
+            return text
+        return "".join(character for character, keep in zip(text, is_known, strict=True) if keep)
+
+    def decode(self, tokens):
+        return "".join(self.texts.get(int(token), "") for token in tokens)
+
+    def token_bytes(self, token):
+        return self.texts.get(int(token), "").encode("utf-8", "replace")
+
+    def to_dict(self):
+        """Everything there is to know, JSON-able."""
+        return {
+            "kind": self.kind,
+            "characters": self.characters,
+            "special_tokens": self.special_tokens,
+        }
+
+
+class BytePairTokenizer:
+    """Bytes joined by merges: ours, tiktoken's and Hugging Face's byte-level vocabularies.
+
+    `ranks` maps the bytes of each token to its id; of two possible merges the lower id goes first.
+    """
+
+    def __init__(self, kind, ranks, special_tokens, pattern=GPT2_PATTERN, eot=None, nfc=False):
+        self.kind = kind
+        self.ranks = ranks
+        self.special_tokens = special_tokens
+        self.pattern = pattern
+        self.eot = eot
+        self.nfc = nfc  # whether text is brought to Unicode's composed form first
+        self.bytes_of = {i: part for part, i in ranks.items()}
+        self.bytes_of |= {i: text.encode() for text, i in special_tokens.items()}
+        self.vocab_size = max(self.bytes_of) + 1
+        self.encoding = tiktoken.Encoding(
+            kind, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+        )
+
+    def encode(self, text):
+        """The ids, uint32 (T,). Text that looks like a special token stays text."""
+        parts = [self.encode_piece(piece) for piece in cut([text])]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
+
+    def encode_piece(self, text):
+        text = unicodedata.normalize("NFC", text) if self.nfc else text
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            return self.encoding.encode_to_numpy(repair(text), disallowed_special=())
+
+    def known(self, text):
+        """The text itself: no character is unknown to bytes."""
+        return text
+
+    def decode(self, tokens):
+        """The text; bytes that are not UTF-8, such as half a character, become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def token_bytes(self, token):
+        return self.bytes_of.get(int(token), b"")
+
+    def to_dict(self):
+        """Everything there is to know, JSON-able; the ranks as in tiktoken's own files."""
+        ranks = sorted(self.ranks.items(), key=lambda item: item[1])
+        return {
+            "kind": self.kind,
+            "pattern": self.pattern,
+            "nfc": self.nfc,
+            "special_tokens": self.special_tokens,
+            "eot": self.eot,
+            "ranks": "\n".join(f"{base64.b64encode(part).decode()} {i}" for part, i in ranks),
+        }
+
+
+# ------------------------------------------------------------------ learning a byte-pair encoding
+
+
+def train_bpe(texts, vocab_size, distinct_word_bytes=DISTINCT_WORD_BYTES):
+    """A byte-pair encoding learned from the texts, with `vocab_size` tokens in all.
+
+    These are the 256 bytes, the merges and the special tokens. A short text may run out of pairs
+    to merge: then there are fewer. Raises ValueError where not even the bytes fit.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special "
+            f"tokens make {smallest}, each merge one more; --vocab_size=1024 suits a small text"
+        )
+    words = most_frequent(count_words(texts), distinct_word_bytes)
+    merges = learn_merges(words, vocab_size - smallest)
+    parts = [bytes([i]) for i in range(256)]
+    for left, right in merges:
+        parts.append(parts[left] + parts[right])
+    return own_tokenizer("bpe", parts)
+
+
+def count_words(texts):
+    """How often each word occurs: Counter of str."""
+    split = regex.compile(GPT2_PATTERN)
+    words = Counter()
+    for text in texts:
+        for word, count in Counter(split.findall(text)).items():
+            for start in range(0, len(word), WORD_CHARACTERS):
+                words[word[start : start + WORD_CHARACTERS]] += count
+        if len(words) > COUNTED_WORDS:
+            words = Counter(dict(by_frequency(words)[: COUNTED_WORDS // 2]))
+    return words
+
+
+def by_frequency(words):
+    """Pairs (word, count), the most frequent first and equals in alphabetical order."""
+    return sorted(words.items(), key=lambda item: (-item[1], item[0]))
+
+
+def most_frequent(words, most_bytes):
+    """As many of the most frequent words, as bytes, as fit into `most_bytes`: dict of counts."""
+    kept, size = Counter(), 0
+    for word, count in by_frequency(words):
+        word = word.encode("utf-8", "replace")
+        size += len(word)
+        if size > most_bytes:
+            break
+        kept[word] += count
+    return kept
+
+
+def learn_merges(words, n_merges):
+    """The merges as pairs of ids: each time the pair of neighbours that is then most frequent.
+
+    Sennrich et al., 2016, https://arxiv.org/abs/1508.07909. Of equally frequent pairs the one with
+    the lower ids wins. Only the words that hold the merged pair are counted again.
+    """
+    counts = list(words.values())
+    words = [list(word) for word in words]
+    pair_counts = Counter()
+    where = defaultdict(set)
+    for i, word in enumerate(words):
+        for pair in pairwise(word):
+            pair_counts[pair] += counts[i]
+            where[pair].add(i)
+    heap = [(-count, pair) for pair, count in pair_counts.items()]
+    heapq.heapify(heap)
+
+    merges = []
+    while heap and len(merges) < n_merges:
+        count, pair = heapq.heappop(heap)
+        # A count in the heap may be out of date, then it is too high: the pair has to queue again.
+        if -count != pair_counts[pair]:
+            if pair_counts[pair] > 0:
+                heapq.heappush(heap, (-pair_counts[pair], pair))
+            continue
+        token = 256 + len(merges)
+        merges.append(pair)
+        born = set()
+        for i in where.pop(pair):
+            for old in pairwise(words[i]):
+                pair_counts[old] -= counts[i]
+            words[i] = merge(words[i], pair, token)
+            for new in pairwise(words[i]):
+                pair_counts[new] += counts[i]
+                if token in new:
+                    where[new].add(i)
+                    born.add(new)
+        for new in born:
+            heapq.heappush(heap, (-pair_counts[new], new))
+    return merges
+
+
+def merge(word, pair, token):
+    """The word with every occurrence of the pair, from left to right, replaced by the token."""
+    merged, i = [], 0
+    while i < len(word):
+        if word[i] == pair[0] and i + 1 < len(word) and word[i + 1] == pair[1]:
+            merged.append(token)
+            i += 2
+        else:
+            merged.append(word[i])
+            i += 1
+    return merged
+
+
+# ------------------------------------------------------------------------------ making tokenizers
+
+
+def char_tokenizer(texts):
+    """One token for every different character of the texts, in the order of their code points."""
+    seen = np.zeros(CODE_POINTS, bool)
+    for text in texts:
+        seen[code_points(text)] = True
+    characters = "".join(map(chr, np.flatnonzero(seen)))
+    return CharTokenizer(characters, numbered(SPECIAL_TOKENS, start=len(characters)))
+
+
+def byte_tokenizer():
+    """The 256 bytes of UTF-8 and no merges: knows every text and needs no training."""
+    return own_tokenizer("byte", [bytes([i]) for i in range(256)])
+
+
+def own_tokenizer(kind, parts):
+    """The byte-pair tokenizer whose tokens are the `parts`, then our special tokens."""
+    special_tokens = numbered(SPECIAL_TOKENS, start=len(parts))
+    return BytePairTokenizer(kind, numbered(parts), special_tokens, eot=len(parts))
+
+
+def numbered(things, start=0):
+    return {thing: start + i for i, thing in enumerate(things)}
+
+
+def tiktoken_tokenizer(name):
+    """OpenAI's gpt2, cl100k_base or o200k_base; tiktoken downloads each once and keeps it."""
+    # GPT-2's vocabulary has two names; under this one it is a single file.
+    published = "r50k_base" if name == "gpt2" else name
+    print(f"downloading the vocabulary {name}, unless tiktoken has it already", file=sys.stderr)
+    try:
+        parts = getattr(openai_public, published)()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the vocabulary {name} could not be downloaded ({type(error).__name__}). Without a "
+            "connection these work: --tokenizer=bpe (learned from your text), byte, char; or copy "
+            "the folder TIKTOKEN_CACHE_DIR from a machine where this command has worked"
+        ) from error
+    special_tokens = parts["special_tokens"]
+    eot = special_tokens[END_OF_TEXT[0]]
+    return BytePairTokenizer(name, parts["mergeable_ranks"], special_tokens, parts["pat_str"], eot)
+
+
+def tokenizer_from_dict(saved):
+    """The tokenizer that `to_dict` wrote down."""
+    if saved.get("kind") == "char":
+        return CharTokenizer(saved["characters"], saved["special_tokens"])
+    if "ranks" not in saved:
+        raise ValueError(f"a tokenizer of kind {saved.get('kind')!r} is not known here")
+    lines = (line.split() for line in saved["ranks"].splitlines())
+    ranks = {base64.b64decode(part): int(i) for part, i in lines}
+    rest = (saved[name] for name in ("special_tokens", "pattern", "eot", "nfc"))
+    return BytePairTokenizer(saved["kind"], ranks, *rest)
+
+
+def fingerprint(tokenizer):
+    """The sha256, hexadecimal, of all that the tokenizer is: equal for equal tokenizers alone."""
+    canonical = json.dumps(tokenizer.to_dict(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# ------------------------------------------------------------------- reading other people's files
+
+
+def load_tokenizer(source):
+    """The tokenizer of a data folder, a run, a Hugging Face or nanoGPT folder, or a file in one."""
+    source = Path(source)
+    if source.is_dir():
+        names = ("ckpt.pt", "best.pt", "meta.json", "tokenizer.json", "meta.pkl")
+        found = [source / name for name in names if (source / name).is_file()]
+        if not found:
+            raise ValueError(f"{source} holds no tokenizer: none of {', '.join(names)} is in it")
+        source = found[0]
+    if not source.is_file():
+        raise ValueError(f"there is no file or folder {source} to take a tokenizer from")
+    if source.suffix == ".pt":
+        from support.checkpoint import load_tokenizer_of_run  # which itself stands on this module
+
+        return load_tokenizer_of_run(source)
+    if source.suffix == ".pkl":
+        return tokenizer_from_nanogpt(source)
+    content = read_json(source)
+    if "model" in content:
+        return huggingface_tokenizer(source)
+    try:
+        return tokenizer_from_dict(content.get("tokenizer", content))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} is JSON, but not a tokenizer's: it has no {error}") from error
+
+
+def read_json(path):
+    """The object in a JSON file."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is JSON, but not a tokenizer's: expected an object in braces")
+    return content
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, text and numbers; what would import or call anything is refused."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def tokenizer_from_nanogpt(path):
+    """The characters of a nanoGPT `meta.pkl`, or of its folder; there are no special tokens."""
+    path = Path(path)
+    path = path / "meta.pkl" if path.is_dir() else path
+    try:
+        with open(path, "rb") as file:
+            stoi = PlainUnpickler(file).load()["stoi"]
+        characters = sorted(stoi, key=stoi.get)
+        is_plain = sorted(stoi.values()) == list(range(len(stoi)))
+        is_plain = is_plain and all(isinstance(c, str) and len(c) == 1 for c in characters)
+    except (pickle.UnpicklingError, EOFError, ImportError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is not a nanoGPT meta.pkl and was not run: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a nanoGPT meta.pkl: {error}") from error
+    if not is_plain:
+        raise ValueError(f"{path}: expected `stoi` to number single characters from 0 on")
+    return CharTokenizer("".join(characters), {})
+
+
+def huggingface_tokenizer(path):
+    """The byte-level BPE of a Hugging Face `tokenizer.json`, or of the folder it is in.
+
+    Raises ValueError, with the reason, for what bytes, a split pattern and ranks cannot express.
+    """
+    path = Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    content = read_json(path)
+    try:
+        return tokenizer_from_huggingface(content)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no tokenizer.json known here: {error!r}") from error
+
+
+def tokenizer_from_huggingface(content):
+    model, added = content["model"], content.get("added_tokens", [])
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        kind = "SentencePiece-like BPE" if model.get("byte_fallback") else model.get("type")
+        raise ValueError(f"its model is {kind}, and only byte-level BPE is read")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise ValueError(f"its model sets {option}={model[option]!r}, which has no equal here")
+    for token in added:
+        if not token["content"].strip():
+            raise ValueError(f"it adds blanks as a token of their own ({token['content']!r})")
+    normalizer = (content.get("normalizer") or {}).get("type")
+    if normalizer not in (None, "NFC"):
+        raise ValueError(f"its normalizer is {normalizer}, and only NFC is known")
+    special_tokens = {token["content"]: token["id"] for token in added}
+    ranks = {as_bytes(text): i for text, i in model["vocab"].items() if text not in special_tokens}
+    check_merges(ranks, [merge_of(line) for line in model["merges"]])
+    eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
+    pattern = split_pattern(content.get("pre_tokenizer") or {})
+    nfc = normalizer == "NFC"
+    return BytePairTokenizer("huggingface", ranks, special_tokens, pattern, eot, nfc)
+
+
+def split_pattern(pre_tokenizer):
+    """The regular expression by which a Hugging Face pre-tokenizer cuts text into words."""
+    *before, byte_level = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    kinds = [step.get("type") for step in (*before, byte_level)]
+    splits_itself = byte_level.get("use_regex", True)
+    if kinds[-1] == "ByteLevel" and not byte_level.get("add_prefix_space", True):
+        if len(kinds) == 1 and splits_itself:
+            return GPT2_PATTERN
+        if kinds[:-1] == ["Digits"] and before[0].get("individual_digits") and splits_itself:
+            return DIGITS_PATTERN
+        if kinds[:-1] == ["Split"] and before[0]["behavior"] == "Isolated" and not splits_itself:
+            pattern = before[0]["pattern"].get("Regex", "")
+            # Hugging Face reads `{1,3}+` as a repetition of the whole, tiktoken does not.
+            repeats = regex.search(r"\d\}\+", pattern)
+            if pattern and not repeats and not before[0].get("invert"):
+                return pattern
+    raise ValueError(
+        f"its pre-tokenizer ({', '.join(map(str, kinds))}) splits in a way unknown here"
+    )
+
+
+def check_merges(ranks, merges):
+    """Refuse a vocabulary whose tokens, by their ids alone, would not come about by its merges."""
+    if not all(bytes([i]) in ranks for i in range(256)):
+        raise ValueError("its vocabulary lacks some of the 256 bytes")
+    order = [ranks.get(left + right, -1) for left, right in merges]
+    if order != sorted(order) or -1 in order:
+        raise ValueError("its merges are not in the order of their tokens' ids")
+    listed = set(merges)
+    for part in ranks:
+        if len(part) > 1 and split_in_two(ranks, part) not in listed:
+            raise ValueError(f"its token {part!r} does not come about by its merges")
+
+
+def split_in_two(ranks, part):
+    """The two tokens whose merge makes this one: what its bytes are just before that merge."""
+    pieces = [part[i : i + 1] for i in range(len(part))]
+    while len(pieces) > 2:
+        joined = [ranks.get(left + right, UNKNOWN) for left, right in pairwise(pieces)]
+        first = min(range(len(joined)), key=joined.__getitem__)
+        if joined[first] >= ranks[part]:
+            break
+        pieces[first : first + 2] = [pieces[first] + pieces[first + 1]]
+    return tuple(pieces)
+
+
+def merge_of(line):
+    """A merge as two byte strings; the file has them as "a b" or, in newer files, as ["a", "b"]."""
+    left, right = line.split(" ") if isinstance(line, str) else line
+    return as_bytes(left), as_bytes(right)
+
+
+def as_bytes(text):
+    """The bytes that a Hugging Face file writes as printable characters, one for each."""
+    return bytes(BYTE_OF_CHARACTER[character] for character in text)
+
+
+def byte_alphabet():
+    """GPT-2's characters for bytes: a printable one stands for itself, the others follow U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (i for i in range(256) if i not in printable)
+    return {chr(i): i for i in printable} | {chr(256 + n): i for n, i in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = byte_alphabet()
+
+
+# --------------------------------------------------------------------------------- pieces of text
+
+
+def cut(chunks, limit=PIECE_CHARACTERS):
+    """The same text in pieces of at most `limit` characters, cut where no token reaches across.
+
+    The pieces depend on the text alone, not on the chunks that it came in. A text without a blank,
+    line end or punctuation mark for `limit` characters is cut where it must be.
+    """
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        start = 0
+        while len(rest) - start > limit:
+            seam = SEAM.search(rest, start, start + limit + 1)
+            end = seam.start() + 1 if seam else start + limit
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest
+
+
+def code_points(text):
+    """The Unicode numbers of the characters, uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def repair(text):
+    """The text with halves of characters (lone surrogates) joined, or replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,0 +1,654 @@
+"""Train a transformer on tokens: `python train.py config/x.py --learning_rate=1e-3`.
+
+Alone it does the quick start on data/stories. On N GPUs of one machine:
+`torchrun --standalone --nproc_per_node=N train.py config/gpt2_124m.py`.
+"""
+
+import dataclasses
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from model import IGNORED, ModelConfig, Transformer
+from sample import first_tokens, text_of
+from support.checkpoint import (
+    BEST,
+    LAST,
+    find_checkpoint,
+    load_model,
+    optimizer_state,
+    read_checkpoint,
+    restore_optimizer_state,
+    save_checkpoint,
+    set_aside,
+)
+from support.config import load_config, show_config
+from support.processes import StopSignal, compiled, open_world
+from support.report import Report, advice_on_memory, show_plan
+from support.token_files import open_dataset
+
+QUICK_START = Path(__file__).parent / "config" / "stories.py"
+SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+
+
+@dataclass
+class TrainConfig(ModelConfig):
+    """Train a transformer. The defaults are nanoGPT's; config/ holds recipes of our own."""
+
+    # where from, where to
+    init_from: str = "scratch"  # scratch; resume: go on with the run in out_dir; or a run's PATH
+    out_dir: str = "out"  # checkpoints, log.jsonl and loss.png
+    dataset: str = "openwebtext"  # a folder in data/, or the path of one
+    vocab_size: int | None = None  # rows of the embedding; None: as many as the tokenizer has
+    # what a step learns from
+    batch_size: int = 12  # sequences at a time
+    gradient_accumulation_steps: int = 40  # so many times before an update, over all processes
+    target_shift: int = 1  # a target is the token so many places on (0: the mistake that teaches)
+    document_mask: bool = False  # do not look back across the end of a document
+    label_smoothing: float = 0.0  # share of each target spread over the whole vocabulary
+    # how it learns
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of blocks, else adamw
+    learning_rate: float = 6e-4  # the highest, of AdamW
+    muon_learning_rate: float = 0.02  # the highest, of Muon
+    weight_decay: float = 0.1  # of matrices; vectors are not decayed
+    beta1: float = 0.9  # AdamW's memory of gradients
+    beta2: float = 0.95  # AdamW's memory of their squares
+    grad_clip: float = 1.0  # gradients longer than this are shortened to it; 0: never
+    ema_decay: float = 0.0  # memory of an average of the weights, which is then evaluated; 0: off
+    seed: int = 1337  # of weights, data order and dropout
+    # how fast, how long
+    max_iters: int = 600000  # updates
+    max_minutes: float = 0.0  # end after so long, the schedule following the clock; 0: no limit
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # of the learning rates
+    warmup_iters: int = 2000  # updates in which they rise
+    lr_decay_iters: int | None = None  # updates until they have fallen; None: max_iters
+    min_lr: float = 6e-5  # what learning_rate falls to
+    cooldown: float = 0.2  # share of the run in which wsd falls
+    # what is seen of it
+    eval_interval: int = 2000  # updates between evaluations, each followed by a checkpoint
+    eval_iters: int = 200  # batches of each split that are evaluated; 0: all
+    eval_only: bool = False  # evaluate once and end
+    best_metric: str = "val_loss"  # what the best checkpoint is best in
+    patience: int = 0  # end after so many evaluations without a better one; 0: never
+    sample_tokens: int = 64  # tokens of its own text shown at each evaluation
+    log_interval: int = 1  # updates between lines of the log
+    log_to: Literal["file", "tensorboard", "wandb"] = "file"  # beside log.jsonl
+    wandb_project: str = "shiftgpt"  # where log_to=wandb files the run
+    wandb_run_name: str = "run"  # what it is called there
+    dry_run: bool = False  # print the plan, its memory and its cost, and end
+    # what it runs on
+    device: str = "auto"  # cuda, cuda:1, mps or cpu
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
+    compile: bool | Literal["auto"] = "auto"  # fuse operations with torch.compile
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (
+            ("batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("target_shift", 0),
+            ("max_iters", 0),
+            ("warmup_iters", 0),
+            ("eval_interval", 1),
+            ("eval_iters", 0),
+            ("log_interval", 1),
+            ("learning_rate", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("label_smoothing", "ema_decay", "cooldown", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint keeps it."""
+
+    step: int = 0  # updates made
+    minutes: float = 0.0  # of training, all sittings together
+    best: float | None = None  # value of the best metric so far
+    without_gain: int = 0  # evaluations since then
+    evaluated_at: int = -1  # the step of the last evaluation
+    skipped: int = 0  # updates in a row that had no finite gradients
+
+    def judge(self, numbers, metric):
+        """Take note of an evaluation; whether it is the best so far."""
+        if metric not in numbers:
+            raise SystemExit(
+                f"best_metric={metric} is not evaluated; there is {', '.join(numbers)}"
+            )
+        value, sign = numbers[metric], 1 if metric.endswith(LOWER_IS_BETTER) else -1
+        better = self.best is None or sign * value < sign * self.best
+        self.best = value if better else self.best
+        self.without_gain = 0 if better else self.without_gain + 1
+        self.evaluated_at = self.step
+        return better
+
+
+# -------------------------------------------------------------------------------------- batches
+
+
+def shift(block, target_shift=1):
+    """(inputs, targets): two views of one block of tokens (B, T + target_shift).
+
+    block     t0 t1 t2 t3 t4
+    inputs    t0 t1 t2 t3
+    targets      t1 t2 t3 t4
+    """
+    T = block.size(1) - target_shift
+    return block[:, :T], block[:, target_shift:]
+
+
+def permuted(numbers, n, key):
+    """Where a permutation of 0…n-1, one of many that `key` chooses from, puts each of `numbers`.
+
+    A Feistel network (Luby and Rackoff, 1988): halves of the bits are mixed into each other, which
+    can be undone and so never sends two numbers to one place. What lands outside goes round again.
+    It takes no memory, however large n.
+    """
+    half = max(1, math.ceil(math.log2(n) / 2))
+    rounds = np.random.SeedSequence(key).generate_state(4, np.uint64)
+    numbers = numbers.astype(np.uint64)
+    todo = np.ones(len(numbers), bool)
+    while todo.any():
+        left, right = numbers[todo] >> half, numbers[todo] & ((1 << half) - 1)
+        for round_key in rounds:
+            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)
+            left, right = right, left ^ (mixed >> np.uint64(64 - half))
+        numbers[todo] = left << half | right
+        todo = numbers >= n
+    return numbers.astype(np.int64)
+
+
+class Windows:
+    """A split cut into windows of `length` tokens, each beginning `stride` after the one before."""
+
+    def __init__(self, tokens, stride, length):
+        self.shards, self.stride, self.length = tokens.shards, stride, length
+        # Each shard may be cut from a later token on, with as many windows still.
+        self.slack = [max(0, min(stride - 1, len(s) - length)) for s in self.shards]
+        counts = [(len(s) - length - a) // stride + 1 for s, a in zip(self.shards, self.slack)]
+        self.ends = np.cumsum(np.maximum(counts, 0))
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def read(self, numbers, offset=0.0):
+        """The windows of these numbers as a block (len(numbers), length) of tokens.
+
+        offset, 0 ≤ offset < 1, moves the cuts by that share of the slack.
+        """
+        block = np.empty((len(numbers), self.length), np.int64)
+        for row, number in enumerate(numbers):
+            i = int(np.searchsorted(self.ends, number, side="right"))
+            first = int(number) - int(self.ends[i - 1] if i else 0)
+            start = first * self.stride + int(offset * (self.slack[i] + 1))
+            block[row] = self.shards[i][start : start + self.length]
+        return block
+
+    def shuffled(self, numbers, seed):
+        """Windows of an endless reading: each once per epoch, every epoch in a new order and cut.
+
+        A pure function of `numbers` and `seed`, whoever asks and whenever.
+        """
+        block = np.empty((len(numbers), self.length), np.int64)
+        epochs, places = np.divmod(numbers, len(self))
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            offset = np.random.SeedSequence([seed, epoch, 1]).generate_state(1)[0] / 2**32
+            order = permuted(places[rows], len(self), [seed, epoch])
+            block[rows] = self.read(order, offset)
+        return torch.from_numpy(block)
+
+
+def windows_of(dataset, split, config):
+    """The windows of a split that this config can train on; exits where it has not one."""
+    tokens, length = getattr(dataset, split), config.block_size + config.target_shift
+    if len(tokens) < length:
+        raise SystemExit(
+            f"block_size={config.block_size} does not fit {dataset.path}: its {split} split has "
+            f"{len(tokens):,} tokens; try --block_size={max(1, len(tokens) // 4)}, or more text"
+        )
+    return Windows(tokens, config.block_size, length)
+
+
+def batch_from(block, config, eot=None):
+    """What `model(**batch)` takes, from a block of tokens (B, T + target_shift)."""
+    inputs, targets = shift(block, config.target_shift)
+    batch = {"inputs": inputs, "targets": targets}
+    if config.document_mask and eot is not None:
+        ends = (inputs == eot).long()  # an end belongs to the document that it ends
+        batch["segments"] = ends.cumsum(dim=1) - ends
+    return batch
+
+
+def training_batches(dataset, config, world):
+    """`batch_at(step)`: this process's micro-batches of that step, each a dict for `model(**batch)`.
+
+    A step takes the next batch_size × gradient_accumulation_steps windows of an endless shuffled
+    reading. They are cut by rank only then: what a step sees does not depend on who shares it.
+    """
+    windows = windows_of(dataset, "train", config)
+    eot = dataset.tokenizer and dataset.tokenizer.eot
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    mine = per_step // world.size
+
+    def batch_at(step):
+        first = step * per_step + world.rank * mine
+        block = windows.shuffled(np.arange(first, first + mine), config.seed)
+        return [
+            batch_from(rows, config, eot) | {"label_smoothing": config.label_smoothing}
+            for rows in block.split(config.batch_size)
+        ]
+
+    return batch_at
+
+
+# -------------------------------------------------------------------------------- evaluation
+
+
+def evaluation(dataset, config, world):
+    """`evaluate(model)`: the losses of both splits in nats, and what follows from them.
+
+    Always the same windows, spread evenly over a split; each process takes its share of them.
+    """
+    splits = {split: windows_of(dataset, split, config) for split in ("train", "val")}
+    eot = dataset.tokenizer and dataset.tokenizer.eot
+
+    def mean_loss(model, windows):
+        n = min(config.eval_iters * config.batch_size or len(windows), len(windows))
+        chosen = np.arange(n) * len(windows) // n
+        total, count = torch.zeros((), device=world.device), 0
+        for first in range(world.rank * config.batch_size, n, world.size * config.batch_size):
+            block = torch.from_numpy(windows.read(chosen[first : first + config.batch_size]))
+            with world.precision():
+                _, loss = model(**world.place(batch_from(block, config, eot)))
+            total += loss * len(block)
+            count += len(block)
+        total, count = world.sum(total.item(), count)
+        return total / count
+
+    def evaluate(model):
+        losses = {f"{split}_loss": mean_loss(model, windows) for split, windows in splits.items()}
+        perplexity = math.exp(min(losses["val_loss"], 700))
+        numbers = losses | {"perplexity": perplexity}
+        if dataset.val.bytes_per_token:
+            bits_per_token = losses["val_loss"] / math.log(2)
+            numbers["bits_per_byte"] = bits_per_token / dataset.val.bytes_per_token
+        return numbers
+
+    return evaluate
+
+
+# ------------------------------------------------------------------------- rates and optimizers
+
+
+def schedule_factor(step, minutes, config):
+    """The share of their highest values that the learning rates have at this step."""
+    if step < config.warmup_iters:
+        return (step + 1) / (config.warmup_iters + 1)
+    last = config.lr_decay_iters or config.max_iters
+    done = (step - config.warmup_iters) / max(1, last - config.warmup_iters)
+    if config.max_minutes:
+        done = max(done, minutes / config.max_minutes)
+    done = min(done, 1.0)
+    height = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "wsd": min(1.0, (1 - done) / max(config.cooldown, 1e-9)),
+        "constant": 1.0,
+    }[config.schedule]
+    lowest = min(1.0, config.min_lr / config.learning_rate) if config.learning_rate else 0.0
+    return lowest + height * (1 - lowest)
+
+
+def make_optimizers(model, config):
+    """AdamW, and before it Muon for the matrices of the blocks where the config says so.
+
+    Matrices decay, vectors do not. Each group remembers its highest rate as `initial_lr`.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    to_muon = [
+        name
+        for name, p in trained.items()
+        if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2
+    ]
+    rest = [p for name, p in trained.items() if name not in to_muon]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizers = [
+        torch.optim.AdamW(
+            groups,
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            fused=rest[0].device.type in ("cuda", "cpu"),
+        )
+    ]
+    if to_muon:
+        optimizers.append(
+            torch.optim.Muon(
+                [trained[name] for name in to_muon],
+                lr=config.muon_learning_rate,
+                weight_decay=config.weight_decay,
+            )
+        )
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def set_rates(optimizers, factor):
+    """Give every group its highest rate times `factor`."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = group["initial_lr"] * factor
+
+
+class Average:
+    """An exponential moving average of the weights; of nothing where `decay` is 0."""
+
+    def __init__(self, model, decay):
+        self.decay = decay
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: p.clone() for name, p in trained.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, model):
+        """Move a little towards the weights as they are now."""
+        now = dict(model.named_parameters())
+        for name, average in self.weights.items():
+            average.lerp_(now[name], 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self, model):
+        """Exchange the model's weights and the averaged ones."""
+        now = dict(model.named_parameters())
+        for name, average in self.weights.items():
+            kept = now[name].clone()
+            now[name].copy_(average)
+            average.copy_(kept)
+
+
+@contextmanager
+def looking(model, average):
+    """A context to evaluate in: averaged weights, no dropout, no gradients."""
+    average.swap(model)
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train()
+    average.swap(model)
+
+
+# ------------------------------------------------------------------------------------- the loop
+
+
+def backward(model, batches, counts, n_targets, config, world, scaler, step):
+    """Gradients of the whole step, added up; this process's part of the step's loss.
+
+    The loss of a step is the sum over its targets divided by their number, over all micro-batches
+    and processes: how the step is cut makes no difference. counts are the targets of each batch.
+    """
+    loss = torch.zeros((), device=world.device)
+    for i, (batch, count) in enumerate(zip(batches, counts)):
+        # Nor does it to dropout: each micro-batch has a seed of its own.
+        key = [config.seed, step, world.rank * len(batches) + i]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        with world.accumulating(model, more_to_come=i + 1 < len(batches)):
+            with world.precision():
+                _, mean = model(**world.place(batch))
+            part = mean * (count / n_targets)
+            scaler.scale(part * world.size).backward()  # processes take the mean of gradients
+        loss += part.detach()
+    return loss
+
+
+def update(model, optimizers, config, scaler):
+    """Clip the gradients and change the weights, unless a gradient is not finite; their norm."""
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf).item()
+    for optimizer in optimizers:
+        if math.isfinite(norm):
+            scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    scaler.update()
+    return norm
+
+
+def give_up(progress, norm, config):
+    """Count the steps in a row that had no finite gradients; exits when there are too many."""
+    progress.skipped = 0 if math.isfinite(norm) else progress.skipped + 1
+    if progress.skipped >= SKIPS_ALLOWED:
+        raise SystemExit(
+            f"step {progress.step}: {SKIPS_ALLOWED} steps in a row without finite gradients. "
+            f"{config.out_dir}/{LAST} holds the last good state. Try --init_from=resume with "
+            f"--learning_rate={config.learning_rate / 2:g} or --dtype=float32, or a smaller "
+            f"--grad_clip than {config.grad_clip:g}"
+        )
+
+
+def train(model, config, batch_at, evaluate, world, report, about, resumed=None):
+    """Train `model` in place as `config` plans it; the `Progress` that was made.
+
+    batch_at(step) gives the micro-batches of a step, dicts for `model(**batch)`, which returns
+    (anything, mean loss over the targets); evaluate(model) gives {name: number}. about is what a
+    checkpoint says besides (tokenizer, data…), resumed the checkpoint that the run goes on from.
+    """
+    optimizers = make_optimizers(model, config)
+    average = Average(model, config.ema_decay)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=world.dtype == torch.float16)
+    progress = Progress()
+    if resumed:
+        progress = restore(resumed, model, optimizers, average, scaler)
+
+    def save(name):
+        if world.is_main:
+            state = snapshot(progress, config, model, optimizers, average, scaler)
+            save_checkpoint(Path(config.out_dir) / name, about | state)
+
+    faster = compiled(model, config.compile, world, batch_at(progress.step)[0])
+    shared = world.share(faster)
+    began = time.perf_counter() - 60 * progress.minutes
+    model.train()
+    with StopSignal() as stop:
+        while True:
+            # Look: how good is it, and is this the end?
+            time_is_up = 0 < config.max_minutes <= progress.minutes
+            is_last = progress.step >= config.max_iters or time_is_up
+            is_due = is_last or progress.step % config.eval_interval == 0
+            if is_due and progress.evaluated_at != progress.step:
+                with looking(model, average):
+                    numbers = evaluate(faster)
+                is_best = progress.judge(numbers, config.best_metric)
+                report.evaluated(progress, numbers)
+                save(LAST)
+                if is_best:
+                    save(BEST)
+            if is_last or 0 < config.patience <= progress.without_gain:
+                break
+
+            # Learn: one update.
+            batches = batch_at(progress.step)
+            counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
+            minutes = (time.perf_counter() - began) / 60
+            n_targets, stops, progress.minutes = world.sum(
+                sum(counts), stop.requested, minutes * world.is_main
+            )
+            if stops:
+                save(LAST)
+                break
+            rate = schedule_factor(progress.step, progress.minutes, config)
+            set_rates(optimizers, rate)
+            loss = backward(
+                shared, batches, counts, max(n_targets, 1), config, world, scaler, progress.step
+            )
+            norm = update(model, optimizers, config, scaler)
+            average.update(model)
+
+            # Tell.
+            report.step(progress, loss, norm, rate * config.learning_rate, n_targets)
+            give_up(progress, norm, config)
+            progress.step += 1
+    return progress
+
+
+def snapshot(progress, config, model, optimizers, average, scaler):
+    """What a checkpoint must hold for the run to go on as if it had never stopped."""
+    return {
+        "step": progress.step,
+        "progress": dataclasses.asdict(progress),
+        "train_config": dataclasses.asdict(config),
+        "model": model.state_dict(),
+        "ema": average.weights or None,
+        "optimizer": optimizer_state(model, optimizers),
+        "scaler": scaler.state_dict(),
+    }
+
+
+def restore(checkpoint, model, optimizers, average, scaler):
+    """Put everything but the weights back as `snapshot` found it; the progress made by then."""
+    restore_optimizer_state(model, optimizers, checkpoint["optimizer"])
+    for name, weight in average.weights.items():
+        weight.copy_((checkpoint["ema"] or checkpoint["model"])[name])
+    scaler.load_state_dict(checkpoint["scaler"])
+    return Progress(**checkpoint["progress"])
+
+
+# ----------------------------------------------------------------------------------------- main
+
+
+def read_config():
+    """(config, None), or for `--init_from=resume` (what was stored and typed, the checkpoint)."""
+    config = load_config(TrainConfig, default_file=QUICK_START)
+    if config.init_from != "resume":
+        return config, None
+    resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
+    stored = TrainConfig(**resumed["train_config"])
+    config = dataclasses.replace(load_config(TrainConfig, default=stored), out_dir=config.out_dir)
+    for field in dataclasses.fields(ModelConfig):
+        old, new = getattr(stored, field.name), getattr(config, field.name)
+        if old != new:
+            raise SystemExit(
+                f"{field.name}={new} does not go on with {config.out_dir}, which has {old}; leave "
+                f"it, or start anew with other settings: --init_from={config.out_dir}"
+            )
+    return config, resumed
+
+
+def make_model(config, dataset, resumed):
+    """(config, model): its weights drawn, as they were, or taken from another run."""
+    if not resumed and config.init_from != "scratch":
+        return pretrained_model(config, dataset)
+    vocab_size = config.vocab_size or dataset.vocab_size
+    if vocab_size < dataset.vocab_size:
+        raise SystemExit(
+            f"vocab_size={vocab_size} is too small for {dataset.path}, whose tokenizer has "
+            f"{dataset.vocab_size}; leave it out, or give at least that"
+        )
+    torch.manual_seed(config.seed)
+    model = Transformer(model_part(config, vocab_size=vocab_size))
+    if resumed:
+        check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
+        model.load_state_dict(resumed["model"])
+    return config, model
+
+
+def model_part(config, **changes):
+    """The fields of `config` that shape the model, as a `ModelConfig`."""
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
+    return ModelConfig(**{name: getattr(config, name) for name in names} | changes)
+
+
+def pretrained_model(config, dataset):
+    """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
+    model, tokenizer, _ = load_model(config.init_from)
+    check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
+    own = {"dropout", "attention_dropout", "fused_attention"}  # do not change what weights mean
+    shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
+    shape["block_size"] = min(config.block_size, model.config.block_size)
+    changed = {k: v for k, v in shape.items() if k not in own and v != getattr(config, k)}
+    config = dataclasses.replace(config, **changed)
+    print(
+        f"init_from={config.init_from} decides:", ", ".join(f"{k}={v}" for k, v in changed.items())
+    )
+    weights = model.state_dict()
+    if config.position == "learned":
+        name = "position.embedding.weight"
+        weights[name] = weights[name][: config.block_size]
+    model = Transformer(model_part(config))
+    model.load_state_dict(weights)
+    return config, model
+
+
+def check_tokenizer(stored, dataset, source):
+    """Exit where the weights know other tokens than the data have."""
+    if stored and dataset.tokenizer and stored != dataset.tokenizer.to_dict():
+        raise SystemExit(
+            f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
+            f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"
+        )
+
+
+def with_a_sample(evaluate, model, dataset, config, world, report):
+    """`evaluate`, after which the model shows a few tokens of its own."""
+    tokenizer = dataset.tokenizer
+    if not (world.is_main and tokenizer and config.sample_tokens and config.causal):
+        return evaluate
+    prompt = first_tokens(tokenizer, "", dataset.documents)
+
+    def evaluate_and_show(faster):
+        numbers = evaluate(faster)
+        text = text_of(model, tokenizer, prompt, config.sample_tokens, config.seed)
+        report.say(f"  | {' '.join(text.split())}")
+        return numbers
+
+    return evaluate_and_show
+
+
+def main():
+    config, resumed = read_config()
+    with open_world(config.device, config.dtype) as world:
+        if config.gradient_accumulation_steps % world.size:
+            raise SystemExit(
+                f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
+                f"multiple of the {world.size} processes that share it"
+            )
+        dataset = open_dataset(config.dataset)
+        config, model = make_model(config, dataset, resumed)
+        model.to(world.device)
+        if world.is_main:
+            show_config(config)
+            show_plan(model, config, dataset, world)
+        if config.dry_run:
+            return
+        batch_at = training_batches(dataset, config, world)
+        evaluate = evaluation(dataset, config, world)
+        if config.eval_only:
+            with torch.no_grad():
+                print(evaluate(model.eval()))
+            return
+        if world.is_main and not resumed:
+            set_aside(config.out_dir)
+        about = {
+            "model_config": dataclasses.asdict(model.config),
+            "tokenizer": dataset.tokenizer and dataset.tokenizer.to_dict(),
+            "data": dataset.describe(),
+        }
+        first_step = resumed["step"] if resumed else 0
+        with Report(config, model, world, first_step) as report, advice_on_memory(config):
+            evaluate = with_a_sample(evaluate, model, dataset, config, world, report)
+            train(model, config, batch_at, evaluate, world, report, about, resumed)
+
+
+if __name__ == "__main__":
+    main()
