@@ -177,7 +177,7 @@ def first_tokens(tokenizer, start, documents):
 
 
 def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8):
-    """One continuation of the tokens `prompt`, as a string; a sample for the eyes while training."""
+    """One continuation of the tokens `prompt`, as a string: for the eyes, while training."""
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
     distribution = partial(next_token_distribution, temperature=temperature)
     stream = TextStream(tokenizer, eot=tokenizer.eot)

@@ -22,16 +22,16 @@ from support.checkpoint import (
     LAST,
     find_checkpoint,
     load_model,
-    optimizer_state,
     read_checkpoint,
-    restore_optimizer_state,
+    restore,
     save_checkpoint,
     set_aside,
+    snapshot,
 )
 from support.config import load_config, show_config
 from support.processes import StopSignal, compiled, open_world
 from support.report import Report, advice_on_memory, show_plan
-from support.token_files import open_dataset
+from support.token_files import Windows, open_dataset
 
 QUICK_START = Path(__file__).parent / "config" / "stories.py"
 SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
@@ -147,68 +147,6 @@ def shift(block, target_shift=1):
     return block[:, :T], block[:, target_shift:]
 
 
-def permuted(numbers, n, key):
-    """Where a permutation of 0…n-1, one of many that `key` chooses from, puts each of `numbers`.
-
-    A Feistel network (Luby and Rackoff, 1988): halves of the bits are mixed into each other, which
-    can be undone and so never sends two numbers to one place. What lands outside goes round again.
-    It takes no memory, however large n.
-    """
-    half = max(1, math.ceil(math.log2(n) / 2))
-    rounds = np.random.SeedSequence(key).generate_state(4, np.uint64)
-    numbers = numbers.astype(np.uint64)
-    todo = np.ones(len(numbers), bool)
-    while todo.any():
-        left, right = numbers[todo] >> half, numbers[todo] & ((1 << half) - 1)
-        for round_key in rounds:
-            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)
-            left, right = right, left ^ (mixed >> np.uint64(64 - half))
-        numbers[todo] = left << half | right
-        todo = numbers >= n
-    return numbers.astype(np.int64)
-
-
-class Windows:
-    """A split cut into windows of `length` tokens, each beginning `stride` after the one before."""
-
-    def __init__(self, tokens, stride, length):
-        self.shards, self.stride, self.length = tokens.shards, stride, length
-        # Each shard may be cut from a later token on, with as many windows still.
-        self.slack = [max(0, min(stride - 1, len(s) - length)) for s in self.shards]
-        counts = [(len(s) - length - a) // stride + 1 for s, a in zip(self.shards, self.slack)]
-        self.ends = np.cumsum(np.maximum(counts, 0))
-
-    def __len__(self):
-        return int(self.ends[-1])
-
-    def read(self, numbers, offset=0.0):
-        """The windows of these numbers as a block (len(numbers), length) of tokens.
-
-        offset, 0 ≤ offset < 1, moves the cuts by that share of the slack.
-        """
-        block = np.empty((len(numbers), self.length), np.int64)
-        for row, number in enumerate(numbers):
-            i = int(np.searchsorted(self.ends, number, side="right"))
-            first = int(number) - int(self.ends[i - 1] if i else 0)
-            start = first * self.stride + int(offset * (self.slack[i] + 1))
-            block[row] = self.shards[i][start : start + self.length]
-        return block
-
-    def shuffled(self, numbers, seed):
-        """Windows of an endless reading: each once per epoch, every epoch in a new order and cut.
-
-        A pure function of `numbers` and `seed`, whoever asks and whenever.
-        """
-        block = np.empty((len(numbers), self.length), np.int64)
-        epochs, places = np.divmod(numbers, len(self))
-        for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            offset = np.random.SeedSequence([seed, epoch, 1]).generate_state(1)[0] / 2**32
-            order = permuted(places[rows], len(self), [seed, epoch])
-            block[rows] = self.read(order, offset)
-        return torch.from_numpy(block)
-
-
 def windows_of(dataset, split, config):
     """The windows of a split that this config can train on; exits where it has not one."""
     tokens, length = getattr(dataset, split), config.block_size + config.target_shift
@@ -231,7 +169,7 @@ def batch_from(block, config, eot=None):
 
 
 def training_batches(dataset, config, world):
-    """`batch_at(step)`: this process's micro-batches of that step, each a dict for `model(**batch)`.
+    """`batch_at(step)`: this process's micro-batches of that step, dicts for `model(**batch)`.
 
     A step takes the next batch_size × gradient_accumulation_steps windows of an endless shuffled
     reading. They are cut by rank only then: what a step sees does not depend on who shares it.
@@ -449,7 +387,7 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
     scaler = torch.amp.GradScaler(world.device.type, enabled=world.dtype == torch.float16)
     progress = Progress()
     if resumed:
-        progress = restore(resumed, model, optimizers, average, scaler)
+        progress = Progress(**restore(resumed, model, optimizers, average, scaler))
 
     def save(name):
         if world.is_main:
@@ -500,28 +438,6 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             give_up(progress, norm, config)
             progress.step += 1
     return progress
-
-
-def snapshot(progress, config, model, optimizers, average, scaler):
-    """What a checkpoint must hold for the run to go on as if it had never stopped."""
-    return {
-        "step": progress.step,
-        "progress": dataclasses.asdict(progress),
-        "train_config": dataclasses.asdict(config),
-        "model": model.state_dict(),
-        "ema": average.weights or None,
-        "optimizer": optimizer_state(model, optimizers),
-        "scaler": scaler.state_dict(),
-    }
-
-
-def restore(checkpoint, model, optimizers, average, scaler):
-    """Put everything but the weights back as `snapshot` found it; the progress made by then."""
-    restore_optimizer_state(model, optimizers, checkpoint["optimizer"])
-    for name, weight in average.weights.items():
-        weight.copy_((checkpoint["ema"] or checkpoint["model"])[name])
-    scaler.load_state_dict(checkpoint["scaler"])
-    return Progress(**checkpoint["progress"])
 
 
 # ----------------------------------------------------------------------------------------- main

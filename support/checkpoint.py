@@ -12,6 +12,7 @@ A checkpoint is a dict of tensors, numbers and text, so that reading one can exe
 
 import pickle
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -83,7 +84,7 @@ def load_tokenizer_of_run(source):
 
 
 def set_aside(out_dir):
-    """Move the run that `out_dir` holds, if any, to `out_dir/previous-N`: nothing is overwritten."""
+    """Move the run that `out_dir` holds, if any, to `out_dir/previous-N`: nothing gets lost."""
     kept = [Path(out_dir) / name for name in KEPT if (Path(out_dir) / name).exists()]
     if not kept:
         return
@@ -93,6 +94,28 @@ def set_aside(out_dir):
     for file in kept:
         file.rename(aside / file.name)
     print(f"the run that was in {out_dir} is kept in {aside}")
+
+
+def snapshot(progress, config, model, optimizers, average, scaler):
+    """What a run must find again to go on as if it had never stopped: part of a checkpoint."""
+    return {
+        "step": progress.step,
+        "progress": asdict(progress),
+        "train_config": asdict(config),
+        "model": model.state_dict(),
+        "ema": average.weights or None,
+        "optimizer": optimizer_state(model, optimizers),
+        "scaler": scaler.state_dict(),
+    }
+
+
+def restore(checkpoint, model, optimizers, average, scaler):
+    """Put everything but the weights back as `snapshot` found it; the fields of its progress."""
+    restore_optimizer_state(model, optimizers, checkpoint["optimizer"])
+    for name, weight in average.weights.items():
+        weight.copy_((checkpoint["ema"] or checkpoint["model"])[name])
+    scaler.load_state_dict(checkpoint["scaler"])
+    return checkpoint["progress"]
 
 
 def optimizer_state(model, optimizers):

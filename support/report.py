@@ -1,4 +1,4 @@
-"""What a person sees of a run: the plan before it, lines and a bar during it, a picture after it."""
+"""What a person sees of a run: a plan before, lines and a bar during it, a picture after."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ PEAKS = {
     "V100": 125e12,
     "T4": 65e12,
 }
-SMOOTHED = 0.02  # weight of a new point in the smoothed line of the picture
+SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of the picture
 
 
 class Report:
@@ -177,13 +178,13 @@ def draw(log):
     matplotlib.use("Agg")  # draws without a screen
     from matplotlib import pyplot
 
-    smooth = [updates[0]["loss"]]
-    for record in updates[1:]:
-        smooth.append(smooth[-1] + SMOOTHED * (record["loss"] - smooth[-1]))
+    losses = [record["loss"] for record in updates]
+    width = 1 + len(losses) // SMOOTHED_POINTS
+    smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     steps = [record["step"] for record in updates]
-    axes.plot(steps, [record["loss"] for record in updates], color="C0", alpha=0.25, lw=0.8)
-    axes.plot(steps, smooth, color="C0", label="training, smoothed")
+    axes.plot(steps, losses, color="C0", alpha=0.25, lw=0.8)
+    axes.plot(steps[width - 1 :], smooth, color="C0", label="training")
     axes.plot(
         [record["step"] for record in looks],
         [record["val_loss"] for record in looks],

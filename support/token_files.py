@@ -1,4 +1,4 @@
-"""Opens a folder of token files for training: ours, nanoGPT's, llm.c's or modded-nanogpt's.
+"""Token files, opened for training: ours, nanoGPT's, llm.c's or modded-nanogpt's.
 
 `data/<name>/` holds `train.bin` and `val.bin` (ids without a header) and `meta.json`; or shards
 with headers, `*_train_*.bin` and `*_val_*.bin`. The files are mapped, not read: a batch touches
@@ -6,10 +6,12 @@ only the pages that it needs.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from support.tokenizer import fingerprint, tokenizer_from_dict, tokenizer_from_nanogpt
 
@@ -43,7 +45,7 @@ class Dataset:
     floor: float | None = None  # bits per byte that no model can go below, where that is known
 
     def describe(self):
-        """What a checkpoint keeps of its data: enough to notice that a run goes on with other data."""
+        """What a checkpoint keeps of its data: enough to notice when they have changed."""
         return {
             "dataset": str(self.path),
             "train_tokens": len(self.train),
@@ -120,3 +122,65 @@ def open_shard(file):
     if size == 0 or size % 2:
         raise SystemExit(f"{file} has {size} bytes: not a file of 16-bit tokens")
     return np.memmap(file, dtype="<u2", mode="r").view(np.ndarray)
+
+
+class Windows:
+    """A split cut into windows of `length` tokens, each beginning `stride` after the one before."""
+
+    def __init__(self, tokens, stride, length):
+        self.shards, self.stride, self.length = tokens.shards, stride, length
+        # Each shard may be cut from a later token on, with as many windows still.
+        self.slack = [max(0, min(stride - 1, len(s) - length)) for s in self.shards]
+        counts = [(len(s) - length - a) // stride + 1 for s, a in zip(self.shards, self.slack)]
+        self.ends = np.cumsum(np.maximum(counts, 0))
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def read(self, numbers, offset=0.0):
+        """The windows of these numbers as a block (len(numbers), length) of tokens.
+
+        offset, 0 ≤ offset < 1, moves the cuts by that share of the slack.
+        """
+        block = np.empty((len(numbers), self.length), np.int64)
+        for row, number in enumerate(numbers):
+            i = int(np.searchsorted(self.ends, number, side="right"))
+            first = int(number) - int(self.ends[i - 1] if i else 0)
+            start = first * self.stride + int(offset * (self.slack[i] + 1))
+            block[row] = self.shards[i][start : start + self.length]
+        return block
+
+    def shuffled(self, numbers, seed):
+        """Windows of an endless reading: each once per epoch, every epoch in a new order and cut.
+
+        A pure function of `numbers` and `seed`, whoever asks and whenever.
+        """
+        block = np.empty((len(numbers), self.length), np.int64)
+        epochs, places = np.divmod(numbers, len(self))
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            offset = np.random.SeedSequence([seed, epoch, 1]).generate_state(1)[0] / 2**32
+            order = permuted(places[rows], len(self), [seed, epoch])
+            block[rows] = self.read(order, offset)
+        return torch.from_numpy(block)
+
+
+def permuted(numbers, n, key):
+    """Where a permutation of 0…n-1, one of many that `key` chooses from, puts each of `numbers`.
+
+    A Feistel network (Luby and Rackoff, 1988): halves of the bits are mixed into each other, which
+    can be undone and so never sends two numbers to one place. What lands outside goes round again.
+    It takes no memory, however large n.
+    """
+    half = max(1, math.ceil(math.log2(n) / 2))
+    rounds = np.random.SeedSequence(key).generate_state(4, np.uint64)
+    numbers = numbers.astype(np.uint64)
+    todo = np.ones(len(numbers), bool)
+    while todo.any():
+        left, right = numbers[todo] >> half, numbers[todo] & ((1 << half) - 1)
+        for round_key in rounds:
+            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)
+            left, right = right, left ^ (mixed >> np.uint64(64 - half))
+        numbers[todo] = left << half | right
+        todo = numbers >= n
+    return numbers.astype(np.int64)
