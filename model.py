@@ -6,9 +6,9 @@ Letters in the shape comments:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import torch
 from torch import nn
@@ -50,8 +50,13 @@ class ModelConfig:
     fused_attention: bool = True  # one kernel for attention; False: the formula written out
 
     def __post_init__(self):
-        for name in ("block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name}={value!r} must be one of {', '.join(choices)}")
+        sizes = "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_size", "mlp_size"
+        for name in sizes:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.head_size is None and self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")

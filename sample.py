@@ -230,6 +230,8 @@ def write_samples(model, tokenizer, start, prompt, config, out):
 
 def starts(config):
     """The texts to continue: the one that `start` stands for, or one after another as typed."""
+    if config.interactive or config.start == "-":
+        sys.stdin.reconfigure(encoding="utf-8")
     if config.interactive:
         print("type a beginning and press Enter; an empty line ends", file=sys.stderr)
         while start := read_line("> "):
@@ -274,7 +276,6 @@ def load_for_sampling(config, world):
 def main():
     config = load_config(SampleConfig)
     sys.stdout.reconfigure(encoding="utf-8")
-    sys.stdin.reconfigure(encoding="utf-8")
     with open_world(config.device, config.dtype) as world:
         model, tokenizer, documents = load_for_sampling(config, world)
         for start in starts(config):

@@ -30,7 +30,7 @@ from support.checkpoint import (
 )
 from support.config import load_config, show_config
 from support.processes import StopSignal, compiled, open_world
-from support.report import Report, advice_on_memory, show_plan
+from support.report import Report, advice_on_memory, in_words, show_plan
 from support.token_files import Windows, open_dataset
 
 QUICK_START = Path(__file__).parent / "config" / "stories.py"
@@ -449,6 +449,7 @@ def read_config():
     if config.init_from != "resume":
         return config, None
     resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
+    print(f"going on with {config.out_dir} at step {resumed['step']}, with its settings")
     stored = TrainConfig(**resumed["train_config"])
     config = dataclasses.replace(load_config(TrainConfig, default=stored), out_dir=config.out_dir)
     for field in dataclasses.fields(ModelConfig):
@@ -551,8 +552,8 @@ def main():
         evaluate = evaluation(dataset, config, world)
         if config.eval_only:
             with torch.no_grad():
-                print(evaluate(model.eval()))
-            return
+                numbers = evaluate(model.eval())
+            return print(in_words(numbers)) if world.is_main else None
         if world.is_main and not resumed:
             set_aside(config.out_dir)
         about = {

@@ -116,7 +116,7 @@ def own_files(paths, scratch):
     for path in paths:
         files += [spooled(scratch)] if path == "-" else files_under(Path(path))
     first = "stdin" if paths[0] == "-" else Path(paths[0]).resolve().name.split(".")[0]
-    size = sum(file.stat().st_size for file in files)
+    size = sum(map(unpacked_size, files))
     return Corpus(first, lambda: documents_in(files), size, list(paths))
 
 
@@ -151,7 +151,7 @@ def files_under(path):
 
 
 def kind(name):
-    """The suffix that tells how to read a file, `.gz` apart."""
+    """The suffix that tells how to read a file, apart from `.gz`."""
     return Path(str(name).lower().removesuffix(".gz")).suffix
 
 
@@ -174,25 +174,37 @@ class TextFile:
         # As in text mode: a byte order mark is dropped, every kind of line end becomes "\n".
         utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-        fed, used = 0, 0
-        with open_bytes(self.path) as (file, position):
+        fed = 0
+        with open_bytes(self.path) as file:
             while chunk := file.read(CHUNK_BYTES):
                 refuse_binary(self.path, chunk, fed)
                 fed += len(chunk)
-                text = decode(self.path, decoder, chunk, fed)
-                used, before = position(), used
-                yield text, used - before
+                yield decode(self.path, decoder, chunk, fed), len(chunk)
             yield decode(self.path, decoder, b"", fed, final=True), 0
 
 
 @contextmanager
 def open_bytes(path):
-    """A file's content, a .gz unpacked; and a function: how many bytes of the file were read."""
+    """A file to read from, unpacked if it is a .gz."""
     try:
-        with open(path, "rb") as file:
-            yield gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file, file.tell
+        with gzip.open(path) if is_packed(path) else open(path, "rb") as file:
+            yield file
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is not a whole .gz file ({error})") from error
+
+
+def is_packed(path):
+    return path.suffix.lower() == ".gz"
+
+
+def unpacked_size(path):
+    """The bytes of a file's content; a .gz says at its end how many, modulo 4 GB."""
+    size = path.stat().st_size
+    if not is_packed(path):
+        return size
+    with open(path, "rb") as file:
+        file.seek(max(size - 4, 0))
+        return int.from_bytes(file.read(), "little")
 
 
 def refuse_binary(path, chunk, start):
@@ -219,16 +231,15 @@ def decode(path, decoder, chunk, fed, final=False):
 
 def lines_of(path):
     """The documents of a .jsonl file: the field `text` of each line."""
-    fed, used = 0, 0
-    with open_bytes(path) as (file, position):
+    fed = 0
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             refuse_binary(path, line, fed)
             fed += len(line)
             utf8 = codecs.getincrementaldecoder("utf-8-sig" if number == 1 else "utf-8")()
-            line = decode(path, utf8, line, fed, final=True)
-            used, before = position(), used
-            if line.strip():
-                yield Document([(text_field(path, number, line), used - before)])
+            text = decode(path, utf8, line, fed, final=True)
+            if text.strip():
+                yield Document([(text_field(path, number, text), len(line))])
 
 
 def text_field(path, number, line):

@@ -88,8 +88,7 @@ class Report:
 
     def evaluated(self, progress, numbers):
         """Tell of an evaluation; the time it took is nobody's step."""
-        named = [f"{name.replace('_', ' ')} {number:.4f}" for name, number in numbers.items()]
-        self.say(f"step {progress.step}: {', '.join(named)}")
+        self.say(f"step {progress.step}: {in_words(numbers)}")
         self.write(step=progress.step, minutes=progress.minutes, **numbers)
         self.clock = perf_counter()
 
@@ -111,6 +110,11 @@ class Report:
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
         self.track({k: v for k, v in finite.items() if v is not None}, numbers["step"])
+
+
+def in_words(numbers):
+    """An evaluation as a person reads it: train loss 1.2345, val loss 1.3456, …"""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
 
 
 def read_log(path):

@@ -43,7 +43,7 @@ SEAM = regex.compile(r"(?r)\S |[\p{L}\p{N}]\n|[\u4e00-\u9fa5][，。！？；：
 # with more it does better, and training takes longer in proportion.
 DISTINCT_WORD_BYTES = 300_000
 # At this many different words the rarer half is forgotten: memory stays bounded.
-COUNTED_WORDS = 400_000
+COUNTED_WORDS = 200_000
 # Longer words (a row of dashes, a base64 block) are learned from in parts of this many characters.
 WORD_CHARACTERS = 64
 
@@ -352,8 +352,8 @@ def load_tokenizer(source):
         return huggingface_tokenizer(source)
     try:
         return tokenizer_from_dict(content.get("tokenizer", content))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source} is JSON, but not a tokenizer's: it has no {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{source} is JSON, but not a tokenizer's ({error!r})") from error
 
 
 def read_json(path):
@@ -472,8 +472,6 @@ def split_in_two(ranks, part):
     while len(pieces) > 2:
         joined = [ranks.get(left + right, UNKNOWN) for left, right in pairwise(pieces)]
         first = min(range(len(joined)), key=joined.__getitem__)
-        if joined[first] >= ranks[part]:
-            break
         pieces[first : first + 2] = [pieces[first] + pieces[first + 1]]
     return tuple(pieces)
 

@@ -1,0 +1,325 @@
+"""What a transformer must be, whatever its variant."""
+
+import math
+
+import pytest
+import torch
+
+import model as model_module
+from model import (
+    IGNORED,
+    KVCache,
+    ModelConfig,
+    Transformer,
+    attention_mask,
+    causal_attention,
+    fused_causal_attention,
+    next_token_loss,
+    rotate,
+    stretched,
+)
+
+SMALL = {"vocab_size": 50, "block_size": 16, "n_layer": 2, "n_head": 4, "n_embd": 32}
+VARIANTS = {
+    "gpt2": {"bias": True, "mlp": "gelu_tanh"},
+    "nanogpt": {},
+    "llama": {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "n_kv_head": 2},
+    "llama3": {
+        "norm": "rmsnorm",
+        "position": "rope",
+        "mlp": "swiglu",
+        "n_kv_head": 1,
+        "rope_scaling": (8.0, 1.0, 4.0, 8),
+        "tie_weights": False,
+    },
+    "qwen2": {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qkv_bias": True},
+    "qwen3": {
+        "norm": "rmsnorm",
+        "position": "rope",
+        "mlp": "swiglu",
+        "qk_norm": True,
+        "head_size": 16,
+        "n_kv_head": 2,
+        "mlp_size": 48,
+    },
+    "fast": {
+        "norm": "rmsnorm",
+        "position": "rope",
+        "mlp": "relu2",
+        "qk_norm": True,
+        "tie_weights": False,
+        "softcap": 15.0,
+        "init": "zero",
+    },
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def make(variant, **changes):
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(**{**SMALL, **VARIANTS[variant], **changes}))
+
+
+def scrambled(model):
+    """The model with weights that are large enough to show any difference."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def some_tokens(batch=3, length=16):
+    torch.manual_seed(2)
+    return torch.randint(50, (batch, length))
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_gpt2_has_124_439_808_parameters():
+    with torch.device("meta"):
+        gpt2 = Transformer(ModelConfig(vocab_size=50257, bias=True))
+    assert count(gpt2) == 124_439_808
+
+
+def test_the_defaults_are_nanogpts_124_373_760_parameters():
+    with torch.device("meta"):
+        assert count(Transformer(ModelConfig())) == 124_373_760
+
+
+@every_variant
+def test_the_initial_loss_is_the_logarithm_of_the_vocabulary(variant):
+    model = make(variant)
+    tokens = some_tokens(32)
+    _, loss = model(tokens[:, :-1], tokens[:, 1:])
+    assert loss.item() == pytest.approx(math.log(50), rel=0.02)
+
+
+@every_variant
+def test_the_future_cannot_change_the_past(variant):
+    model = scrambled(make(variant))
+    tokens = some_tokens()
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % 50
+    before, after = model(tokens)[0], model(changed)[0]
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+def test_without_causality_the_future_does_change_the_past():
+    model = scrambled(make("llama", causal=False))
+    tokens = some_tokens()
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 50
+    assert not torch.allclose(model(tokens)[0][:, 0], model(changed)[0][:, 0])
+
+
+@every_variant
+@pytest.mark.parametrize("causal", [True, False])
+def test_explicit_and_fused_attention_agree(variant, causal):
+    fused = scrambled(make(variant, fused_attention=True, causal=causal))
+    explicit = make(variant, fused_attention=False, causal=causal).eval()
+    explicit.load_state_dict(fused.state_dict())
+    assert fused.blocks[0].attention.attend is fused_causal_attention
+    assert explicit.blocks[0].attention.attend is causal_attention
+    tokens = some_tokens()
+    torch.testing.assert_close(fused(tokens)[0], explicit(tokens)[0])
+
+
+def test_attention_is_the_mean_of_values_weighted_by_softmax():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 4, 8)
+    for attend in (causal_attention, fused_causal_attention):
+        y = attend(q, k, v)
+        for t in range(4):
+            weights = torch.softmax(q[0, 0, t] @ k[0, 0, : t + 1].T / math.sqrt(8), dim=0)
+            torch.testing.assert_close(y[0, 0, t], weights @ v[0, 0, : t + 1])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@every_variant
+def test_cached_decoding_equals_the_full_forward_pass(variant, fused):
+    model = scrambled(make(variant, fused_attention=fused))
+    tokens = some_tokens()
+    full, _ = model(tokens)
+    cache = KVCache(model.config, batch_size=3)
+    parts = [tokens[:, :5], tokens[:, 5:6], tokens[:, 6:10], tokens[:, 10:]]
+    cached = torch.cat([model(part, cache=cache)[0] for part in parts], dim=1)
+    torch.testing.assert_close(cached, full, rtol=1e-4, atol=1e-4)
+
+
+@every_variant
+def test_rows_of_a_cache_may_have_lengths_of_their_own(variant):
+    model = scrambled(make(variant))
+    tokens = some_tokens()
+    lengths = torch.tensor([2, 7, 5])
+    cache = KVCache(model.config, batch_size=3)
+    model(tokens[:, :7], cache=cache)
+    cache.truncate(lengths)
+    rows = torch.arange(3)[:, None]
+    columns = lengths[:, None] + torch.arange(3)
+    continued, _ = model(tokens[rows, columns], cache=cache)
+    full, _ = model(tokens)
+    torch.testing.assert_close(continued, full[rows, columns], rtol=1e-4, atol=1e-4)
+
+
+def test_a_context_that_does_not_fit_is_refused():
+    model = make("llama")
+    with pytest.raises(ValueError, match="17 tokens do not fit block_size=16"):
+        model(some_tokens(1, 17))
+    cache = KVCache(model.config, batch_size=1)
+    model(some_tokens(1, 16), cache=cache)
+    with pytest.raises(ValueError, match="17 tokens do not fit"):
+        model(some_tokens(1, 1), cache=cache)
+
+
+def test_packed_documents_do_not_see_each_other():
+    model = scrambled(make("llama"))  # rotary positions: only distances matter
+    first, second = some_tokens(1, 6), some_tokens(1, 10) + 0
+    packed = torch.cat((first, second), dim=1)
+    segments = torch.tensor([[0] * 6 + [1] * 10])
+    together, _ = model(packed, segments=segments)
+    torch.testing.assert_close(together[:, :6], model(first)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[:, 6:], model(second)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mask_is_the_one_in_its_docstring():
+    positions = torch.arange(5)[None]
+    assert attention_mask(positions, 5) is None  # the plain triangle, left to the kernel
+    packed = attention_mask(positions, 5, segments=torch.tensor([[0, 0, 0, 1, 1]]))
+    drawn = attention_mask.__doc__.split("\n\n")[1].splitlines()[1:]
+    expected = [[mark == "1" for mark in line.split()[5:]] for line in drawn]
+    assert packed[0, 0].tolist() == expected
+
+
+def test_rotary_scores_depend_only_on_distance():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 8)
+    angles = torch.outer(torch.arange(64), 10000.0 ** -(torch.arange(4) / 4))
+    cos, sin = angles.cos(), angles.sin()
+
+    def score(i, j):
+        return (rotate(q, cos[[i]], sin[[i]]) * rotate(k, cos[[j]], sin[[j]])).sum()
+
+    torch.testing.assert_close(score(9, 4), score(60, 55), rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(score(9, 4), score(9, 5))
+
+
+def test_stretched_rotation_slows_long_waves_and_keeps_short_ones():
+    frequencies = 500000.0 ** -(torch.arange(64) / 64)
+    slow = stretched(frequencies, 8.0, 1.0, 4.0, 8192)
+    waves = 8192 * frequencies / (2 * math.pi)  # how many fit into the old context
+    assert torch.equal(slow[waves > 4], frequencies[waves > 4])
+    torch.testing.assert_close(slow[waves < 1], frequencies[waves < 1] / 8)
+    assert (slow.diff() < 0).all()
+
+
+@every_variant
+def test_one_batch_can_be_memorised(variant):
+    model = make(variant)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    tokens = some_tokens(4)
+    for _ in range(150):
+        _, loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+
+
+@every_variant
+def test_every_weight_gets_a_gradient(variant):
+    model = scrambled(make(variant))
+    tokens = some_tokens()
+    model(tokens[:, :-1], tokens[:, 1:])[1].backward()
+    without = [name for name, p in model.named_parameters() if not p.grad.abs().sum() > 0]
+    # A key bias adds the same to all scores of a query, which softmax ignores.
+    assert [name for name in without if "key.bias" not in name] == []
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_the_loss_in_chunks_is_the_loss(monkeypatch, softcap, smoothing):
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 7, 8, requires_grad=True)
+    weight = torch.randn(50, 8, requires_grad=True)
+    targets = torch.randint(50, (2, 7))
+    targets[0, :3] = IGNORED
+    whole = next_token_loss(hidden, weight, targets, softcap, smoothing)
+    gradients = torch.autograd.grad(whole, (hidden, weight))
+    monkeypatch.setattr(model_module, "LOGITS_AT_ONCE", 50 * 4)
+    chunked = next_token_loss(hidden, weight, targets, softcap, smoothing)
+    torch.testing.assert_close(chunked, whole)
+    for mine, theirs in zip(torch.autograd.grad(chunked, (hidden, weight)), gradients):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_loss_is_the_mean_over_the_targets_that_count():
+    model = scrambled(make("llama"))
+    tokens = some_tokens(1)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    targets[:, :10] = IGNORED
+    logits, _ = model(inputs)
+    _, loss = model(inputs, targets)
+    chances = logits.log_softmax(-1)[0, torch.arange(10, 15), targets[0, 10:]]
+    torch.testing.assert_close(loss, -chances.mean())
+
+
+def test_a_batch_without_targets_has_loss_zero_and_finite_gradients():
+    model = make("llama")
+    tokens = some_tokens()
+    _, loss = model(tokens, torch.full_like(tokens, IGNORED))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_softcap_bends_logits_but_keeps_their_order():
+    model = scrambled(make("fast", softcap=2.0))
+    with torch.no_grad():
+        model.head.weight.mul_(100)
+    capped, _ = model(some_tokens())
+    assert capped.abs().max() <= 2
+
+
+def test_dropout_acts_in_training_alone():
+    model = scrambled(make("nanogpt", dropout=0.5))
+    tokens = some_tokens()
+    assert torch.equal(model(tokens)[0], model(tokens)[0])
+    model.train()
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+
+
+def test_attention_dropout_can_differ_from_the_other():
+    explicit = {"fused_attention": False, "dropout": 0.0}
+    assert make("gpt2", dropout=0.3).blocks[0].attention.attention_dropout == 0.3
+    assert make("gpt2", attention_dropout=0.4, **explicit).blocks[0].attention.dropout.p == 0.0
+    model = scrambled(make("gpt2", attention_dropout=0.4, **explicit)).train()
+    tokens = some_tokens()
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+
+
+def test_tied_weights_are_one_matrix():
+    model = make("nanogpt")
+    assert model.head.weight is model.token_embedding.weight
+    assert make("nanogpt", tie_weights=False).head.weight is not model.token_embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_embd": 100, "n_head": 12}, "n_embd=100 must be a multiple of n_head=12"),
+        ({"n_head": 12, "n_kv_head": 5}, "n_head=12 must be a multiple of n_kv_head=5"),
+        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+        ({"dropout": 1.5}, "dropout=1.5 must be at least 0 and below 1"),
+        ({"attention_dropout": -0.1}, "attention_dropout=-0.1 must be at least 0"),
+        ({"position": "rope", "n_embd": 36, "n_head": 12}, "needs an even head_size, not 3"),
+        ({"n_kv_head": 0}, "n_kv_head=0 must be at least 1"),
+        ({"mlp": "gelo"}, "mlp='gelo' must be one of gelu, gelu_tanh, relu2, swiglu"),
+    ],
+)
+def test_impossible_settings_are_refused_in_the_words_of_the_knobs(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
