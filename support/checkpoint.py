@@ -14,7 +14,7 @@ import pickle
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -51,11 +51,16 @@ def find_checkpoint(source, names=(BEST, LAST)):
 def read_checkpoint(path):
     """The contents of a checkpoint file, on the CPU; exits with a message where it is none."""
     try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise SystemExit(f"{path} is no checkpoint, or holds code: refused, nothing ran") from None
-    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError, OSError) as error:
-        raise SystemExit(f"{path} is damaged, or no checkpoint: {error}") from None
+        raise SystemExit(f"{path} would execute code: refused, nothing was executed") from None
+    except (BadZipFile, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise SystemExit(f"{path} is no checkpoint, or was cut off: {reason}") from None
+    if damaged:
+        raise SystemExit(f"{path} is damaged (in {damaged}); take another copy of it")
     if not isinstance(contents, dict) or "model_config" not in contents:
         raise SystemExit(f"{path} holds tensors, but is no checkpoint of train.py or finetune.py")
     if contents["format"] > FORMAT:

@@ -1,0 +1,117 @@
+"""A checkpoint is one whole file, holds everything, and reading one executes nothing."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.checkpoint import find_checkpoint, load_model, read_checkpoint, save_checkpoint
+from support.files import replacing
+
+CONTENTS = {"model_config": {}, "step": 3}
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    weight = torch.randn(3)
+    save_checkpoint(tmp_path / "new" / "ckpt.pt", {**CONTENTS, "model": {"weight": weight}})
+    back = read_checkpoint(tmp_path / "new" / "ckpt.pt")
+    assert torch.equal(back["model"]["weight"], weight)
+    assert back["step"] == 3
+    assert back["versions"]["torch"].startswith("2.")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"), replacing(path) as file:
+        file.write(b"half of the n")
+        raise OSError("disk full")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path, "w") as file:
+        file.write("新")
+    assert path.read_text(encoding="utf-8") == "新"
+
+
+def test_a_folder_stands_for_its_best_checkpoint_then_its_last(tmp_path):
+    (tmp_path / "ckpt.pt").write_bytes(b"")
+    assert find_checkpoint(tmp_path).name == "ckpt.pt"
+    (tmp_path / "best.pt").write_bytes(b"")
+    assert find_checkpoint(tmp_path).name == "best.pt"
+    assert find_checkpoint(tmp_path, ["ckpt.pt"]).name == "ckpt.pt"
+
+
+class Malicious:
+    """Would make a file, if anybody unpickled it."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def write_malicious_torch(path):
+    torch.save({"model_config": {}, "step": Malicious()}, path)
+
+
+def write_malicious_pickle(path):
+    path.write_bytes(pickle.dumps(Malicious()))
+
+
+def write_truncated(path):
+    save_checkpoint(path, {**CONTENTS, "model": {"weight": torch.randn(1000)}})
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def write_flipped(path):
+    save_checkpoint(path, {**CONTENTS, "model": {"weight": torch.zeros(1000)}})
+    whole = bytearray(path.read_bytes())
+    middle = whole.index(bytes(1000)) + 500
+    whole[middle] = 255
+    path.write_bytes(whole)
+
+
+def write_text(path):
+    path.write_text("not a checkpoint", encoding="utf-8")
+
+
+def write_empty(path):
+    path.write_bytes(b"")
+
+
+def write_other_tensors(path):
+    torch.save({"weight": torch.zeros(3)}, path)
+
+
+def write_newer(path):
+    torch.save({**CONTENTS, "format": 99}, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_malicious_torch,
+        write_malicious_pickle,
+        write_truncated,
+        write_flipped,
+        write_text,
+        write_empty,
+        write_other_tensors,
+        write_newer,
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused_and_executes_nothing(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "ckpt.pt")
+    with pytest.raises(SystemExit) as stop:
+        load_model(tmp_path)
+    assert "ckpt.pt" in str(stop.value)
+    assert len(str(stop.value)) < 300
+    assert not Path("executed").exists()
+
+
+def test_a_missing_checkpoint_is_told_with_the_command_to_type(tmp_path):
+    with pytest.raises(SystemExit, match=r"no run was saved there yet"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(SystemExit, match=r"train one with: python train.py"):
+        find_checkpoint(tmp_path / "none")

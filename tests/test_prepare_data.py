@@ -1,0 +1,490 @@
+"""Text becomes a data folder, or nothing changes at all."""
+
+import errno
+import json
+import random
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prepare_data
+from prepare_data import BATCH_CHARACTERS, main
+from support import corpora
+from support.token_files import open_dataset
+from support.tokenizer import (
+    BytePairTokenizer,
+    byte_tokenizer,
+    char_tokenizer,
+    fingerprint,
+    tokenizer_from_dict,
+)
+
+WORDS = (
+    "the a cat dog sees finds loves old new big 猫 狗 看见 很 大 and then they went home".split()
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder to work in: data/ is made there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def text(n_words, seed=0):
+    return " ".join(random.Random(seed).choices(WORDS, k=n_words)) + ".\n"
+
+
+def save(name, content):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+def save_lines(name, texts):
+    return save(name, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def result(dataset):
+    """(meta, tokenizer, train ids, val ids) of a data folder."""
+    meta = json.loads(Path("data", dataset, "meta.json").read_text(encoding="utf-8"))
+    splits = [
+        np.fromfile(f"data/{dataset}/{split}.bin", meta["dtype"]) for split in ("train", "val")
+    ]
+    return meta, tokenizer_from_dict(meta["tokenizer"]), *splits
+
+
+def documents(tokens, tokenizer):
+    """The texts between the ends of text."""
+    pieces = tokenizer.decode(tokens).split("<|endoftext|>")
+    assert pieces.pop() == ""
+    return pieces
+
+
+def error_of(*arguments):
+    """The message with which the script ends; its status is 1 and there is no traceback."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert isinstance(stop.value.code, str)
+    return stop.value.code
+
+
+# ---------------------------------------------------------------------------------- what is written
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_a_text_comes_back_from_its_tokens(tokenizer):
+    whole = text(3000)
+    main([save("a.txt", whole), "--dataset=x", f"--tokenizer={tokenizer}"])
+    meta, used, train, val = result("x")
+    assert used.decode(train) + used.decode(val) == whole + "<|endoftext|>"
+    assert used.kind == tokenizer
+    assert meta["tokenizer_sha256"] == fingerprint(used)
+    assert (meta["vocab_size"], meta["eot"]) == (used.vocab_size, used.eot)
+
+
+def test_the_counts_in_meta_are_those_of_the_files():
+    texts = [text(30, seed) for seed in range(200)]
+    main([save_lines("a.jsonl", texts), "--tokenizer=byte"])
+    meta, tokenizer, *splits = result("a")
+    for split, tokens in zip(("train", "val"), splits, strict=True):
+        told = meta["splits"][split]
+        assert told["tokens"] == len(tokens) == Path(f"data/a/{split}.bin").stat().st_size // 2
+        assert told["documents"] == (tokens == tokenizer.eot).sum()
+        assert told["bytes"] == len(tokens) - told["documents"]
+    assert meta["splits"]["train"]["documents"] + meta["splits"]["val"]["documents"] == 200
+    assert meta["format"] == 1 and meta["source"] == ["a.jsonl"]
+
+
+def test_the_training_script_opens_what_is_written():
+    main([save("a.txt", text(2000)), "--dataset=x"])
+    dataset = open_dataset("x")
+    assert len(dataset.train) == result("x")[0]["splits"]["train"]["tokens"]
+    assert dataset.tokenizer.kind == "bpe"
+
+
+def test_ids_take_two_bytes_where_they_fit_and_else_four():
+    ranks = {bytes([i]): i for i in range(256)}
+    for last, dtype in ((2**16 - 1, "uint16"), (2**16, "uint32")):
+        tokenizer = BytePairTokenizer("bpe", ranks, {"<|endoftext|>": last}, eot=last)
+        save("t/meta.json", json.dumps({"tokenizer": tokenizer.to_dict()}))
+        main([save("a.txt", text(300)), "--dataset=x", "--tokenizer=t"])
+        meta, _, _, val = result("x")
+        assert meta["dtype"] == dtype
+        assert val[-1] == last
+
+
+def test_an_end_of_text_in_a_text_is_text():
+    main([save("a.txt", "<|endoftext|>" * 50), "--dataset=x"])
+    _, tokenizer, train, val = result("x")
+    assert (np.concatenate([train, val]) == tokenizer.eot).sum() == 1
+
+
+def test_preparing_twice_gives_the_same_files():
+    save_lines("a.jsonl", [text(50, seed) for seed in range(300)])
+    written = []
+    for _ in range(2):
+        main(["a.jsonl", "--dataset=x"])
+        written.append([path.read_bytes() for path in sorted(Path("data/x").iterdir())])
+    assert written[0] == written[1]
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch):
+    monkeypatch.setattr(prepare_data, "BATCH_CHARACTERS", 100)
+    save_lines("a.jsonl", [text(50, seed) for seed in range(300)])
+    written = []
+    for threads in (1, 5):
+        monkeypatch.setattr(prepare_data.os, "cpu_count", lambda threads=threads: threads)
+        main(["a.jsonl", "--dataset=x"])
+        written.append(Path("data/x/train.bin").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_text_of_many_pieces_is_encoded_as_a_whole():
+    whole = text(BATCH_CHARACTERS // 2)
+    assert len(whole) > 1.5 * BATCH_CHARACTERS
+    main([save("a.txt", whole), "--dataset=x", "--tokenizer=bpe", "--vocab_size=300"])
+    meta, tokenizer, train, _ = result("x")
+    assert np.array_equal(train, tokenizer.encode(whole[: int(len(whole) * (1 - 0.1))]))
+    assert [split["documents"] for split in meta["splits"].values()] == [1, 1]
+
+
+# ------------------------------------------------------------------------------------------- splits
+
+
+def test_one_text_is_split_where_nanogpt_splits_it():
+    main([save("a.txt", text(3000)), "--tokenizer=char"])
+    _, tokenizer, train, val = result("a")
+    n = len(text(3000))
+    assert len(train) == int(n * 0.9)
+    assert len(val) == n - int(n * 0.9) + 1
+    assert val[-1] == tokenizer.eot
+
+
+def test_a_few_documents_are_split_at_the_end_of_the_text():
+    texts = [text(100, seed) for seed in range(20)]
+    main([save_lines("a.jsonl", texts), "--tokenizer=char", "--val_fraction=0.25"])
+    meta, tokenizer, train, val = result("a")
+    *whole, cut_off = tokenizer.decode(train).split("<|endoftext|>")
+    rest, *others = documents(val, tokenizer)
+    assert [*whole, cut_off + rest, *others] == texts
+    n = sum(map(len, texts))
+    assert len("".join(whole) + cut_off) == int(n * 0.75)
+    assert "last 0.25 of the characters" in meta["split_rule"]
+
+
+def test_many_documents_are_split_whole_and_about_as_asked():
+    texts = [text(20, seed) for seed in range(1000)]
+    main([save_lines("a.jsonl", texts), "--tokenizer=char", "--val_fraction=0.2"])
+    _, tokenizer, train, val = result("a")
+    train, val = documents(train, tokenizer), documents(val, tokenizer)
+    assert sorted(train + val) == sorted(texts)
+    assert 150 < len(val) < 250
+
+
+def test_a_document_keeps_its_split_whatever_stands_around_it():
+    def validation(name, texts):
+        main([save_lines(name, texts), "--tokenizer=byte", "--dataset=x"])
+        _, tokenizer, _, val = result("x")
+        return set(documents(val, tokenizer))
+
+    texts = [text(20, seed) for seed in range(400)]
+    assert validation("b.jsonl", texts[:0:-2]) <= validation("a.jsonl", texts)
+
+
+def test_copies_are_dropped_and_never_straddle_the_split(capsys):
+    texts = [text(20, seed) for seed in range(200)]
+    main([save_lines("a.jsonl", texts + texts[:50]), "--tokenizer=char"])
+    _, tokenizer, train, val = result("a")
+    found = Counter(documents(train, tokenizer) + documents(val, tokenizer))
+    assert found == Counter(texts)
+    assert "50 copies of documents" in capsys.readouterr().out
+
+
+def test_a_copy_of_a_file_in_pieces_is_found_too(monkeypatch):
+    monkeypatch.setattr(corpora, "CHUNK_BYTES", 100)
+    for name in ("texts/a.txt", "texts/b.txt"):
+        save(name, text(500))
+    save("texts/c.txt", text(500) + "x")
+    main(["texts", "--tokenizer=byte"])
+    _, tokenizer, train, val = result("texts")
+    assert tokenizer.decode([*train, *val]) == f"{text(500)}<|endoftext|>{text(500)}x<|endoftext|>"
+
+
+def test_memory_for_copies_is_bounded_and_never_takes_two_texts_for_one(monkeypatch):
+    monkeypatch.setattr(prepare_data, "REMEMBERED", 4)
+    texts = [text(20, seed) for seed in range(200)]
+    main([save_lines("a.jsonl", texts), "--tokenizer=byte"])
+    meta, *_ = result("a")
+    assert sum(split["documents"] for split in meta["splits"].values()) == 200
+
+
+def test_empty_documents_are_passed_over():
+    main([save_lines("a.jsonl", ["", text(100), "", text(100, 1)]), "--tokenizer=byte"])
+    _, tokenizer, train, val = result("a")
+    assert tokenizer.decode([*train, *val]).count("<|endoftext|>") == 2
+
+
+# ------------------------------------------------------------------------------ corpora with a name
+
+
+class Stories:
+    """Stands for support.stories: as many as asked for, half a bit for each byte."""
+
+    @staticmethod
+    def generate(seed, held_out=False):
+        number = 0
+        while True:
+            number += 1
+            words = text(20, f"{seed} {held_out} {number}") + ("held out" if held_out else "told")
+            yield types.SimpleNamespace(text=words, bits=0.5 * len(words.encode()))
+
+
+@pytest.fixture
+def stories(monkeypatch):
+    monkeypatch.setitem(sys.modules, "support.stories", Stories)
+
+
+def test_without_arguments_stories_are_made(stories, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", "--megabytes=0.2"])
+    main()
+    meta, tokenizer, train, val = result("stories")
+    assert all(story.endswith("told") for story in documents(train, tokenizer))
+    assert all(story.endswith("held out") for story in documents(val, tokenizer))
+    assert 0.19e6 < meta["splits"]["train"]["bytes"] <= 0.2e6
+    assert meta["floor_bits_per_byte"] == pytest.approx({"train": 0.5, "val": 0.5})
+    assert capsys.readouterr().out.endswith("Next: python train.py\n")
+
+
+def test_text_that_nobody_generated_has_no_floor():
+    main([save("a.txt", text(500))])
+    assert "floor_bits_per_byte" not in result("a")[0]
+
+
+def test_fineweb_edu_is_described_and_left_in_its_shards(monkeypatch, capsys):
+    ranks = {bytes([i]): i for i in range(256)} | {b"th": 256}
+    gpt2 = BytePairTokenizer("gpt2", ranks, {"<|endoftext|>": 257}, eot=257)
+    shards = {}
+    for split, numbers in (("val", [0]), ("train", [1, 2])):
+        shards[split] = [Path(f"data/fineweb_edu/finewebedu_{split}_{i:06d}.bin") for i in numbers]
+        for path in shards[split]:
+            tokens = np.array([257, *gpt2.encode(f"this is the {split}")], "<u2")
+            header = np.zeros(256, "<i4")
+            header[:3] = 20240520, 1, len(tokens)
+            save(path, header.tobytes() + tokens.tobytes())
+    monkeypatch.setattr(prepare_data, "tiktoken_tokenizer", lambda name: gpt2)
+    monkeypatch.setattr(prepare_data, "fineweb_edu_shards", lambda folder, n: shards)
+    main(["fineweb_edu", "--shards=2"])
+    meta = json.loads(Path("data/fineweb_edu/meta.json").read_text(encoding="utf-8"))
+    assert meta["splits"]["train"] == {
+        "files": ["finewebedu_train_000001.bin", "finewebedu_train_000002.bin"],
+        "tokens": 2 * (1 + len("this is the train") - 2),
+        "bytes": 2 * len("this is the train"),
+        "documents": 2,
+    }
+    assert "python train.py config/gpt2_124m.py" in capsys.readouterr().out
+    shards["train"][0].write_bytes(shards["train"][0].read_bytes()[:-2])
+    with pytest.raises(SystemExit, match=r"finewebedu_train_000001\.bin is damaged"):
+        main(["fineweb_edu", "--shards=2"])
+
+
+def test_fineweb_edu_has_the_tokenizer_that_it_has():
+    assert "leave --tokenizer out" in error_of("fineweb_edu", "--tokenizer=char")
+
+
+# --------------------------------------------------------------------------------------- tokenizers
+
+
+def test_the_vocabulary_grows_with_the_text(monkeypatch):
+    monkeypatch.setattr(prepare_data, "VOCAB_SIZES", ((5000, 270), (float("inf"), 290)))
+    for words, size in ((100, 270), (4000, 290)):
+        main([save("a.txt", text(words)), "--dataset=x"])
+        assert result("x")[0]["vocab_size"] == size
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_smaller_and_told(capsys):
+    main([save("a.txt", "abcabc " * 30), "--vocab_size=5000"])
+    meta, *_ = result("a")
+    assert meta["vocab_size"] < 300
+    assert f"{meta['vocab_size']:,} entries" in capsys.readouterr().out
+
+
+def test_a_large_text_is_sampled_evenly_for_its_merges(monkeypatch):
+    monkeypatch.setattr(prepare_data, "TRAINING_BYTES", 1000)
+    texts = ["ab " * 100 if number % 2 else "cd " * 100 for number in range(10)]
+    texts = [f"{number} {words}" for number, words in enumerate(texts)]
+    corpus = corpora.Corpus("x", list, sum(map(len, texts)), [])
+    config = prepare_data.PrepareConfig(vocab_size=262)
+    seen = []
+    monkeypatch.setattr(prepare_data, "train_bpe", lambda texts, size: seen.extend(texts))
+    prepare_data.make_tokenizer(config, corpus, iter(texts))
+    assert seen == texts[::4]
+
+
+def test_text_for_fine_tuning_takes_the_tokenizer_of_an_older_folder():
+    main([save("a.txt", text(3000)), "--dataset=first", "--vocab_size=300"])
+    main([save("b.txt", text(900, 1)), "--dataset=second", "--tokenizer=data/first"])
+    assert result("first")[0]["tokenizer_sha256"] == result("second")[0]["tokenizer_sha256"]
+
+
+def test_unknown_characters_are_dropped_and_counted(capsys):
+    tokenizer = char_tokenizer([text(1000)])
+    save("t/meta.json", json.dumps({"tokenizer": tokenizer.to_dict()}))
+    main([save("a.txt", "the cat ☃☃ sees the dog\n" * 20), "--dataset=x", "--tokenizer=t"])
+    meta, _, train, val = result("x")
+    assert tokenizer.decode([*train, *val]) == "the cat  sees the dog\n" * 20 + "<|endoftext|>"
+    assert meta["splits"]["train"]["bytes"] + meta["splits"]["val"]["bytes"] == 22 * 20
+    assert "40 unknown characters" in capsys.readouterr().out
+
+
+def test_a_tokenizer_without_an_end_of_text_writes_none():
+    save(
+        "t/meta.json",
+        json.dumps({"tokenizer": {"kind": "char", "characters": "ab", "special_tokens": {}}}),
+    )
+    main([save("a.txt", "abba" * 100), "--dataset=x", "--tokenizer=t"])
+    meta, _, train, val = result("x")
+    assert meta["eot"] is None
+    assert len(train) + len(val) == 400
+
+
+# -------------------------------------------------------------------------------------- the report
+
+
+def test_the_report_fits_a_terminal_and_says_what_to_type_next(capsys):
+    main([save("a.txt", text(3000)), "--dataset=my_text"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    for word in ("documents", "bytes", "tokens", "per token", "dropped", "split", "vocabulary"):
+        assert f"\n  {word}" in out
+    assert "python train.py config/stories.py --dataset=my_text --out_dir=out/my_text" in out
+
+
+def test_the_tokens_at_the_beginning_are_shown(capsys):
+    main([save("a.txt", "one\ntwo " * 90), "--dataset=x", "--tokenizer=char"])
+    assert r"o|n|e|\n|t|w|o" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------ mistakes, and bad moments
+
+
+@pytest.fixture
+def older():
+    """A function that tells whether data/ still holds what it held before, and nothing else."""
+    main([save("older.txt", text(500)), "--dataset=x", "--tokenizer=byte"])
+    before = {path: path.read_bytes() for path in Path("data/x").iterdir()}
+
+    def is_intact():
+        now = {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+        return now == before
+
+    return is_intact
+
+
+BAD_FILES = {
+    "empty.txt": (b"", "no text in empty.txt"),
+    "binary.txt": (b"\x00\x01\x02", "binary.txt is a binary file"),
+    "latin.txt": (b"caf\xe9 au lait", "latin.txt is not UTF-8: byte 3"),
+    "wide.txt": ("text".encode("utf-16"), "wide.txt is UTF-16"),
+    "broken.jsonl": (b'{"text": "a"}\n{"tex', "broken.jsonl, line 2: not JSON"),
+    "other.jsonl": (b'{"story": "a"}\n', "other.jsonl, line 1: expected"),
+    "packed.txt.gz": (b"not packed", "packed.txt.gz is not a whole .gz"),
+    "short.txt": (b"a", "too little text for two splits"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_named_and_changes_nothing(name, older):
+    content, message = BAD_FILES[name]
+    assert message in error_of(save(name, content), "--dataset=x")
+    assert older()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.txt"], "there is no file or folder nowhere.txt"),
+        (["older.txt", "--tokenizer=bep"], "tokenizer=bep: expected gpt2"),
+        (["older.txt", "--tokenizer=byte", "--vocab_size=500"], "leave --vocab_size out"),
+        (["older.txt", "--vocab_size=100"], "vocab_size=100 is too small"),
+        (["older.txt", "--val_fraction=1.5"], "val_fraction=1.5: expected"),
+        (["older.txt", "--dataset=../x"], "dataset=../x: expected a name"),
+        (["stories", "--megabytes=0"], "megabytes=0.0: expected"),
+        (["older.txt", "--val_fraction=1e-17"], "val would have"),
+        (["older.txt", "--tokenizer=older.txt"], "older.txt is not a JSON file"),
+        ([".", "stories"], "stories is a corpus of its own"),
+    ],
+)
+def test_a_mistake_is_named_and_changes_nothing(arguments, message, older):
+    assert message in error_of("--dataset=x", *arguments)
+    assert older()
+
+
+def test_a_folder_without_text_is_named_and_changes_nothing(older):
+    Path("pictures").mkdir()
+    assert "pictures holds no" in error_of("pictures", "--dataset=x")
+    assert older()
+
+
+class Faulty(BytePairTokenizer):
+    """Gives an id that it does not have."""
+
+    def encode(self, text):
+        return np.full(len(text), 70_000, np.uint32)
+
+
+def test_an_id_that_does_not_fit_is_refused_and_changes_nothing(older, monkeypatch):
+    ranks = byte_tokenizer().ranks
+    monkeypatch.setattr(prepare_data, "byte_tokenizer", lambda: Faulty("byte", ranks, {}))
+    message = error_of("older.txt", "--dataset=x", "--tokenizer=byte")
+    assert "the id 70,000" in message
+    assert older()
+
+
+def fail_after(n_calls, function, error):
+    """The function, which raises the error when it is called once more than so many times."""
+    calls = []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) > n_calls:
+            raise error
+        return function(*arguments)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; nothing was changed"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (KeyboardInterrupt(), "stopped; nothing was changed"),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["x", "new"])
+@pytest.mark.parametrize("moment", ["encode", "fsync"])
+def test_a_run_that_breaks_off_changes_nothing(error, message, dataset, moment, older, monkeypatch):
+    save_lines("long.jsonl", [text(20, seed) for seed in range(200)])
+    if moment == "encode":
+        monkeypatch.setattr(prepare_data, "BATCH_CHARACTERS", 100)
+        monkeypatch.setattr(prepare_data, "encode", fail_after(20, prepare_data.encode, error))
+    else:
+        monkeypatch.setattr(prepare_data.os, "fsync", fail_after(1, prepare_data.os.fsync, error))
+    assert message in error_of("long.jsonl", f"--dataset={dataset}")
+    assert older()
+    assert not Path("data/new").exists()
+
+
+def test_meta_json_is_there_only_with_the_files_it_describes(older, monkeypatch):
+    save("long.txt", text(1000))
+    replace = fail_after(1, prepare_data.os.replace, OSError(errno.EIO, "broken"))
+    monkeypatch.setattr(prepare_data.os, "replace", replace)
+    error_of("long.txt", "--dataset=x")
+    assert not Path("data/x/meta.json").exists()
+    assert not list(Path("data/x").glob("*.tmp"))

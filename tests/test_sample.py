@@ -1,0 +1,315 @@
+"""What is drawn, and how it reaches the reader."""
+
+import io
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+from model import ModelConfig, Transformer
+from sample import TextStream, generate, next_token_distribution
+from support.tokenizer import byte_tokenizer
+from tests.conftest import REPOSITORY, TINY
+
+GREEDY = partial(next_token_distribution, temperature=0)
+LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 1.5]])
+
+
+def make_model(block_size=32, vocab_size=50, position="rope"):
+    torch.manual_seed(0)
+    model = Transformer(
+        ModelConfig(
+            vocab_size=vocab_size,
+            block_size=block_size,
+            n_layer=2,
+            n_head=2,
+            n_embd=16,
+            position=position,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)  # decided opinions, so that ties are no matter
+    return model.eval()
+
+
+def continuation(model, prompts, n, distribution=GREEDY, seed=0, vocab_size=50):
+    """n new tokens for each prompt: lists."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = list(generate(model, prompts, n, distribution, vocab_size, generator))
+    return [list(row) for row in zip(*steps)]
+
+
+# ---------------------------------------------------------------------------- the distribution
+
+
+def test_temperature_zero_is_greedy():
+    assert next_token_distribution(LOGITS, temperature=0).tolist() == [[1, 0, 0, 0, 0]]
+
+
+def test_temperature_one_is_the_softmax():
+    torch.testing.assert_close(next_token_distribution(LOGITS), LOGITS.softmax(dim=1))
+
+
+def test_a_high_temperature_evens_out_and_a_low_one_sharpens():
+    wild, plain, sharp = (
+        next_token_distribution(LOGITS, temperature=t)[0, 0].item() for t in (5.0, 1.0, 0.2)
+    )
+    assert wild < plain < sharp
+
+
+def test_top_k_keeps_the_k_likeliest():
+    kept = next_token_distribution(LOGITS, top_k=3)[0]
+    assert (kept > 0).tolist() == [True, True, False, False, True]
+    assert kept.sum() == pytest.approx(1)
+    assert kept[0] / kept[1] == pytest.approx(torch.tensor(1.0).exp().item())
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_all():
+    torch.testing.assert_close(next_token_distribution(LOGITS, top_k=99), LOGITS.softmax(dim=1))
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.3, 1), (0.5, 2), (0.79, 3), (0.999, 5), (1.0, 5)])
+def test_top_p_keeps_the_smallest_set(top_p, kept):
+    # sorted, the probabilities are 0.45 0.27 0.17 0.06 0.02 (rounded), their sums 0.45 0.73 0.90 …
+    probabilities = next_token_distribution(LOGITS, top_p=top_p)[0]
+    assert (probabilities > 0).sum() == kept
+
+
+def test_min_p_leaves_out_what_is_far_less_likely_than_the_best():
+    kept = next_token_distribution(LOGITS, min_p=0.5)[0]
+    assert (kept > 0).tolist() == [True, False, False, False, True]
+
+
+def test_a_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
+    seen = torch.tensor([[True, False, False, True, False]])
+    plain = next_token_distribution(LOGITS, seen)[0]
+    penalised = next_token_distribution(LOGITS, seen, repetition_penalty=1.5)[0]
+    assert (penalised < plain).tolist() == [True, False, False, True, False]
+
+
+# ------------------------------------------------------------------------------- generating
+
+
+def full_greedy(model, prompt, n):
+    """Greedy tokens without any cache."""
+    tokens = list(prompt)
+    for _ in range(n):
+        logits, _ = model(torch.tensor([tokens]))
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_generation_with_a_cache_is_generation_without(position):
+    model = make_model(position=position)
+    assert continuation(model, [[1, 2, 3]], 20) == [full_greedy(model, [1, 2, 3], 20)]
+
+
+def test_prompts_of_different_lengths_go_on_as_each_would_alone():
+    model = make_model()
+    prompts = [[5], [1, 2, 3, 4, 5, 6, 7], [9, 8, 7]]
+    together = continuation(model, prompts, 15)
+    assert together == [full_greedy(model, prompt, 15) for prompt in prompts]
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_text_may_be_longer_than_the_context(position):
+    model = make_model(block_size=8, position=position)
+    (tokens,) = continuation(model, [[1, 2, 3]], 40)
+    assert len(tokens) == 40
+    # Once full, the context starts again from its last half.
+    everything = [1, 2, 3, *tokens]
+    assert tokens[:5] == full_greedy(model, [1, 2, 3], 5)
+    assert tokens[6:9] == full_greedy(model, everything[5:9], 3)
+
+
+def test_a_prompt_longer_than_the_context_is_read_from_its_end():
+    model = make_model(block_size=8)
+    long = list(range(30))
+    assert continuation(model, [long], 3) == continuation(model, [long[-8:]], 3)
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another():
+    model = make_model()
+    first, again, other = (
+        continuation(model, [[1]], 20, next_token_distribution, seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_samples_of_one_batch_differ():
+    rows = continuation(make_model(), [[1], [1]], 20, next_token_distribution)
+    assert rows[0] != rows[1]
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn():
+    model = make_model(vocab_size=64)
+    with torch.no_grad():
+        model.token_embedding.weight[50:] *= 50
+    rows = continuation(model, [[1]] * 20, 20, next_token_distribution, vocab_size=50)
+    assert max(map(max, rows)) < 50
+
+
+# -------------------------------------------------------------------------------- streaming
+
+
+def stream_of(text, **options):
+    stream = TextStream(byte_tokenizer(), **options)
+    parts = [stream.push(token) for token in byte_tokenizer().encode(text)]
+    return [*parts, stream.finish()]
+
+
+def test_no_character_is_shown_before_all_its_bytes_are_there():
+    parts = stream_of("a你好😀!")
+    assert [part for part in parts if part] == ["a", "你", "好", "😀", "!"]
+    assert "\ufffd" not in "".join(parts)
+
+
+def test_bytes_that_never_become_a_character_are_shown_as_such_at_the_end():
+    stream = TextStream(byte_tokenizer())
+    assert stream.push("你".encode()[0]) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def test_a_stop_text_ends_the_stream_and_is_left_out():
+    stream = TextStream(byte_tokenizer(), stop=("The end", "。"))
+    text = "".join(stream.push(token) for token in byte_tokenizer().encode("He ran. The end. So"))
+    assert text == "He ran. "
+    assert stream.ended
+    assert "".join(stream_of("他跑了。然后", stop=("。",))) == "他跑了"
+
+
+def test_what_only_looks_like_a_stop_text_is_shown_after_all():
+    assert "".join(stream_of("The ending", stop=("The end.",))) == "The ending"
+    parts = stream_of("abcabd", stop=("abd",))
+    assert "".join(parts) == "abc"
+
+
+def test_the_end_of_a_document_ends_the_stream():
+    tokenizer = byte_tokenizer()
+    stream = TextStream(tokenizer, eot=tokenizer.eot)
+    assert stream.push(ord("a")) == "a"
+    assert stream.push(tokenizer.eot) == ""
+    assert stream.ended
+    assert stream.push(ord("b")) == ""
+
+
+# ------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def trained(train_tiny):
+    train_tiny("--max_iters=60", "--eval_interval=60")
+
+
+def test_the_text_alone_goes_to_standard_output(trained, run, capsys):
+    run("sample.py", "--out_dir=out/tiny", "--start=the cat", "--num_samples=1")
+    shown = capsys.readouterr()
+    assert shown.out.startswith("the cat")
+    assert "tokens/s" not in shown.out
+    assert "tokens/s" in shown.err
+    assert "best.pt: step 60, best val_loss" in shown.err
+
+
+def test_several_samples_are_separated(trained, run, capsys):
+    run("sample.py", "--out_dir=out/tiny", "--start=猫", "--num_samples=3", "--max_new_tokens=9")
+    texts = capsys.readouterr().out.split(sample.SEPARATOR + "\n")
+    assert len(texts) == 3
+    assert all(text.startswith("猫") for text in texts)
+    assert len(set(texts)) > 1
+
+
+def test_the_same_seed_writes_the_same(trained, run, capsys):
+    texts = []
+    for seed in (1, 1, 2):
+        run("sample.py", "--out_dir=out/tiny", f"--seed={seed}", "--max_new_tokens=30")
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_first_sample_is_written_while_it_is_made(trained):
+    from support.checkpoint import load_model
+
+    model, tokenizer, _ = load_model("out/tiny")
+
+    class Watched(io.StringIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    out = Watched()
+    config = sample.SampleConfig(num_samples=2, max_new_tokens=12, until_eot=False)
+    made = sample.write_samples(model, tokenizer, "a", tokenizer.encode("a").tolist(), config, out)
+    assert made == 24
+    assert out.flushed >= 12
+
+
+def test_a_prompt_can_come_from_a_file_or_from_standard_input(trained, run, capsys, monkeypatch):
+    Path("prompt.txt").write_text("看见 狗", encoding="utf-8")
+    run("sample.py", "--out_dir=out/tiny", "--start=FILE:prompt.txt", "--max_new_tokens=3")
+    assert capsys.readouterr().out.startswith("看见 狗")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("the 狗".encode())))
+    run("sample.py", "--out_dir=out/tiny", "--start=-", "--max_new_tokens=3")
+    assert capsys.readouterr().out.startswith("the 狗")
+
+
+def test_an_interactive_session_asks_until_an_empty_line(trained, run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("the\n狗\n\n".encode())))
+    options = "--interactive=True --num_samples=1 --max_new_tokens=4".split()
+    run("sample.py", "--out_dir=out/tiny", *options)
+    shown = capsys.readouterr()
+    assert [line[:3].strip()[:1] for line in shown.out.splitlines() if line][:1] == ["t"]
+    assert "\n狗" in shown.out
+    assert shown.err.count("> ") == 3
+
+
+def test_a_run_can_be_sampled_without_its_data(trained, run, capsys):
+    import shutil
+
+    shutil.rmtree("data")
+    Path("out/tiny").rename("elsewhere")
+    run("sample.py", "--init_from=elsewhere", "--start=the", "--max_new_tokens=3")
+    assert capsys.readouterr().out.startswith("the")
+
+
+def test_what_cannot_be_continued_is_told_by_name(trained, run):
+    with pytest.raises(SystemExit) as stop:
+        run("sample.py", "--out_dir=out/tiny", "--start=the zebra é")
+    for character in ("'z'", "'b'", "'é'"):
+        assert character in str(stop.value)
+    with pytest.raises(SystemExit, match=r"start=FILE:none.txt cannot be read"):
+        run("sample.py", "--out_dir=out/tiny", "--start=FILE:none.txt")
+
+
+@pytest.mark.parametrize(
+    "option", ["temperature=-1", "top_p=0", "top_p=1.5", "min_p=1", "num_samples=0", "top_k=-1"]
+)
+def test_impossible_knobs_are_refused_by_name(run, capsys, option):
+    with pytest.raises(SystemExit):
+        run("sample.py", f"--{option}")
+    assert f"{option.split('=')[0]}=" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_utf8_whatever_its_locale_says(trained):
+    command = [sys.executable, str(REPOSITORY / "sample.py"), "--out_dir=out/tiny", "--start=猫"]
+    done = subprocess.run(
+        [*command, "--max_new_tokens=3", "--num_samples=1"],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8").startswith("猫")
+
+
+def test_training_shows_what_the_model_would_write(train_tiny, capsys):
+    train_tiny("--max_iters=0", "--sample_tokens=12")
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  | ")]
+    assert len(shown) == 1
+    assert TINY
