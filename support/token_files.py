@@ -19,6 +19,15 @@ from support.tokenizer import fingerprint, tokenizer_from_dict, tokenizer_from_n
 HEADER_BYTES = 1024
 MAGIC_DTYPES = {20240520: "<u2", 20240801: "<u4"}
 NANOGPT_VOCAB_SIZE = 50304  # what nanoGPT assumes where a folder says nothing
+# How the data that the configs name are made.
+SOURCES = {
+    "stories": "stories",
+    "python": "python",
+    "tinystories": "tinystories",
+    "fineweb_edu": "fineweb_edu",
+    "shakespeare": "shakespeare",
+    "shakespeare_char": "shakespeare --dataset=shakespeare_char --tokenizer=char",
+}
 
 
 @dataclass
@@ -57,14 +66,15 @@ class Dataset:
 
 def open_dataset(name):
     """The data of `data/<name>`, or of the folder `name` itself; exits with the command to type."""
-    path = Path(name) if Path(name).is_absolute() or Path(name).is_dir() else Path("data") / name
+    path = Path("data") / name
+    if not path.is_dir() and Path(name).is_dir():
+        path = Path(name)
     if (path / "meta.json").is_file():
         return open_prepared(path)
-    if not path.is_dir():
-        offline = {"stories": "stories", "python_code": "python"}.get(path.name)
-        command = f"python prepare_data.py {offline or f'PATH_OF_YOUR_TEXT --dataset={path.name}'}"
-        raise SystemExit(f"there is no data in {path}; make it with: {command}")
-    return open_foreign(path)
+    if path.is_dir():
+        return open_foreign(path)
+    command = f"python prepare_data.py {SOURCES.get(name, f'PATH_OF_YOUR_TEXT --dataset={name}')}"
+    raise SystemExit(f"there is no data in {path}; make it with: {command}")
 
 
 def open_prepared(path):
@@ -72,26 +82,32 @@ def open_prepared(path):
     meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     splits = {}
     for split, told in meta["splits"].items():
-        file = path / f"{split}.bin"
-        expected = told["tokens"] * np.dtype(meta["dtype"]).itemsize
-        found = file.stat().st_size if file.is_file() else 0
-        if found != expected:
-            raise SystemExit(
-                f"{file} has {found:,} bytes where meta.json says {expected:,}; prepare it anew "
-                f"with prepare_data.py --dataset={path.name}"
-            )
-        ids = np.memmap(file, dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r")
-        splits[split] = Tokens([ids.view(np.ndarray)], told["bytes"] / max(told["tokens"], 1))
-    tokenizer = tokenizer_from_dict(meta["tokenizer"])
+        if "files" in told:
+            shards = [open_shard(path / file) for file in told["files"]]
+        else:
+            shards = [open_ids(path / f"{split}.bin", meta["dtype"], told["tokens"])]
+        splits[split] = Tokens(shards, told["bytes"] / max(told["tokens"], 1))
     return Dataset(
         path,
         splits["train"],
         splits["val"],
         meta["vocab_size"],
-        tokenizer,
+        tokenizer_from_dict(meta["tokenizer"]),
         documents=meta["splits"]["train"]["documents"],
         floor=meta.get("floor_bits_per_byte", {}).get("val"),
     )
+
+
+def open_ids(file, dtype, n):
+    """The n ids of a file without a header."""
+    dtype = np.dtype(dtype).newbyteorder("<")
+    size = file.stat().st_size if file.is_file() else 0
+    if size != n * dtype.itemsize:
+        raise SystemExit(
+            f"{file} has {size:,} bytes where meta.json says {n * dtype.itemsize:,}: it is not "
+            f"whole; make it anew with prepare_data.py --dataset={file.parent.name}"
+        )
+    return np.memmap(file, dtype=dtype, mode="r").view(np.ndarray)
 
 
 def open_foreign(path):
