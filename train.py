@@ -29,7 +29,7 @@ from support.checkpoint import (
     snapshot,
 )
 from support.config import load_config, show_config
-from support.processes import StopSignal, compiled, open_world
+from support.processes import StopSignal, compiled, only_main_prints, open_world
 from support.report import Report, advice_on_memory, in_words, show_plan
 from support.token_files import Windows, open_dataset
 
@@ -330,21 +330,21 @@ def looking(model, average):
 # ------------------------------------------------------------------------------------- the loop
 
 
-def backward(model, batches, counts, n_targets, config, world, scaler, step):
+def backward(model, batches, shares, world, scaler, key):
     """Gradients of the whole step, added up; this process's part of the step's loss.
 
     The loss of a step is the sum over its targets divided by their number, over all micro-batches
-    and processes: how the step is cut makes no difference. counts are the targets of each batch.
+    and processes: a micro-batch counts by its share of the targets, and how the step is cut makes
+    no difference. Nor does it to dropout: each micro-batch is seeded by `key` and its number.
     """
     loss = torch.zeros((), device=world.device)
-    for i, (batch, count) in enumerate(zip(batches, counts)):
-        # Nor does it to dropout: each micro-batch has a seed of its own.
-        key = [config.seed, step, world.rank * len(batches) + i]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+    for i, (batch, share) in enumerate(zip(batches, shares)):
+        seed = np.random.SeedSequence([*key, world.rank * len(batches) + i]).generate_state(1)[0]
+        torch.manual_seed(int(seed))
         with world.accumulating(model, more_to_come=i + 1 < len(batches)):
             with world.precision():
                 _, mean = model(**world.place(batch))
-            part = mean * (count / n_targets)
+            part = mean * share
             scaler.scale(part * world.size).backward()  # processes take the mean of gradients
         loss += part.detach()
     return loss
@@ -418,18 +418,15 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             # Learn: one update.
             batches = batch_at(progress.step)
             counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
-            minutes = (time.perf_counter() - began) / 60
-            n_targets, stops, progress.minutes = world.sum(
-                sum(counts), stop.requested, minutes * world.is_main
-            )
+            minutes = world.is_main * (time.perf_counter() - began) / 60
+            n_targets, stops, progress.minutes = world.sum(sum(counts), stop.requested, minutes)
             if stops:
                 save(LAST)
                 break
             rate = schedule_factor(progress.step, progress.minutes, config)
             set_rates(optimizers, rate)
-            loss = backward(
-                shared, batches, counts, max(n_targets, 1), config, world, scaler, progress.step
-            )
+            shares = [count / max(n_targets, 1) for count in counts]
+            loss = backward(shared, batches, shares, world, scaler, [config.seed, progress.step])
             norm = update(model, optimizers, config, scaler)
             average.update(model)
 
@@ -495,9 +492,8 @@ def pretrained_model(config, dataset):
     shape["block_size"] = min(config.block_size, model.config.block_size)
     changed = {k: v for k, v in shape.items() if k not in own and v != getattr(config, k)}
     config = dataclasses.replace(config, **changed)
-    print(
-        f"init_from={config.init_from} decides:", ", ".join(f"{k}={v}" for k, v in changed.items())
-    )
+    settled = ", ".join(f"{name}={value}" for name, value in changed.items())
+    print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
     weights = model.state_dict()
     if config.position == "learned":
         name = "position.embedding.weight"
@@ -533,6 +529,7 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
 
 
 def main():
+    only_main_prints()
     config, resumed = read_config()
     with open_world(config.device, config.dtype) as world:
         if config.gradient_accumulation_steps % world.size:
@@ -543,17 +540,17 @@ def main():
         dataset = open_dataset(config.dataset)
         config, model = make_model(config, dataset, resumed)
         model.to(world.device)
-        if world.is_main:
-            show_config(config)
-            show_plan(model, config, dataset, world)
+        show_config(config)
+        show_plan(model, config, dataset, world)
         if config.dry_run:
             return
         batch_at = training_batches(dataset, config, world)
         evaluate = evaluation(dataset, config, world)
         if config.eval_only:
             with torch.no_grad():
-                numbers = evaluate(model.eval())
-            return print(in_words(numbers)) if world.is_main else None
+                print(in_words(evaluate(model.eval())))
+            return
+        world.wait()  # until all have read what may now be moved
         if world.is_main and not resumed:
             set_aside(config.out_dir)
         about = {

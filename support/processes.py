@@ -85,9 +85,17 @@ def open_world(device="auto", dtype="auto"):
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(device, pick_dtype(dtype, device), rank, size)
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped at once") from None
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def only_main_prints():
+    """Under torchrun, silence what all processes but the first would print as well."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def pick_device(device):

@@ -56,8 +56,7 @@ class Report:
 
     def say(self, line):
         """Print a line above the progress bar."""
-        if self.world.is_main:
-            tqdm.write(line)
+        tqdm.write(line)
 
     def step(self, progress, loss, norm, rate, n_targets):
         """Count an update, and at each log_interval tell of it. loss is this process's part."""

@@ -296,12 +296,10 @@ def test_accumulation_equals_a_larger_batch(train_tiny):
     assert_same_weights(cut, one, rtol=1e-3, atol=1e-5)
 
 
-def losses_of(batches, counts):
-    """The gradient of a one-number model whose loss is that number times the batch's."""
-    model = Scale()
-    backward = train_module.backward
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    backward(model, batches, counts, sum(counts), TrainConfig(), ALONE, scaler, 0)
+def gradient_of(batches, shares):
+    """The gradient of the one-number model for a step of these micro-batches."""
+    model, scaler = Scale(), torch.amp.GradScaler("cpu", enabled=False)
+    train_module.backward(model, batches, shares, ALONE, scaler, key=[0, 0])
     return model.scale.grad.item()
 
 
@@ -321,8 +319,19 @@ def test_a_step_is_the_mean_over_its_targets_however_unequal_the_micro_batches()
     inputs = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]])
     targets = torch.tensor([[1, 1, 1, 1], [1, IGNORED, IGNORED, IGNORED]])
     cut = [{"inputs": inputs[[i]], "targets": targets[[i]]} for i in range(2)]
-    assert losses_of(cut, [4, 1]) == pytest.approx((1 + 2 + 3 + 4 + 10) / 5)
-    assert losses_of([{"inputs": inputs, "targets": targets}], [5]) == pytest.approx(4)
+    assert gradient_of(cut, [4 / 5, 1 / 5]) == pytest.approx((1 + 2 + 3 + 4 + 10) / 5)
+    assert gradient_of([{"inputs": inputs, "targets": targets}], [1]) == pytest.approx(4)
+
+
+def test_the_shares_of_unequal_micro_batches_follow_from_their_targets(tmp_path):
+    targets = [torch.tensor([[1, 1, 1, 1]]), torch.tensor([[1, IGNORED, IGNORED, IGNORED]])]
+    values = [torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[10.0, 20.0, 30.0, 40.0]])]
+    batches = [{"inputs": v, "targets": t} for v, t in zip(values, targets)]
+    config = TrainConfig(out_dir=str(tmp_path), max_iters=1, grad_clip=0.0)
+    about, report = {"model_config": {}, "tokenizer": None, "data": {}}, Report0()
+    evaluate = lambda model: {"val_loss": 1.0}  # noqa: E731
+    train(Scale(), config, lambda step: batches, evaluate, ALONE, report, about)
+    assert report.norms == [pytest.approx((1 + 2 + 3 + 4 + 10) / 5)]
 
 
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(train_tiny):
