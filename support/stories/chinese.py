@@ -2,34 +2,40 @@
 
 from functools import cache
 
-# Forms that stand before or after a noun; the others replace it.
-BEFORE = {"一", "两", "几", "那", "这", "只"}
-AFTER = {"里"}
+SENTENCE_GAP = ""  # between two sentences of a paragraph
 PRONOUNS = {"他"}  # in a template, `{他}` alone is the hero's
+# Forms that are written with their noun after or before them; the others stand for themselves.
+WITH_NOUN_AFTER = {"一"}
+WITH_NOUN_BEFORE = {"里"}
 
 GENDERED = {
     "he": {"他": "他", "孩": "男孩"},
     "she": {"他": "她", "孩": "女孩"},
-    "it": {"他": "它", "孩": "小家伙"},
+    "it": {"他": "它"},
 }
 PLAYING = {  # what one does to an instrument
-    **dict.fromkeys(("flute", "trumpet", "harmonica", "horn"), "吹"),
+    **dict.fromkeys(("flute", "trumpet", "harmonica", "horn", "oboe"), "吹"),
     **dict.fromkeys(("violin", "cello", "accordion"), "拉"),
-    **dict.fromkeys(("guitar", "harp", "lute"), "弹"),
+    **dict.fromkeys(("guitar", "harp", "lute", "zither"), "弹"),
     **dict.fromkeys(("drum", "xylophone"), "敲"),
 }
-WEARING = {  # what one does to a piece of clothing
-    **dict.fromkeys(("coat", "sweater", "jacket", "shirt", "waistcoat", "raincoat", "robe"), "穿"),
+WEARING = {  # what one does to a piece of clothing other than 穿
     **dict.fromkeys(("hat", "cap"), "戴"),
     **dict.fromkeys(("cloak", "shawl"), "披"),
-    "scarf": "围",
+    **dict.fromkeys(("scarf", "apron"), "围"),
 }
 
 
 @cache
 def forms(word):
-    """Every form of a word that a template may ask for."""
-    bent = {"": word.zh, "里": word.within, "只": word.measure, "done": word.done[1]}
-    bent |= {number: number + word.measure for number in "一两几那这"}
-    bent |= {"吹": PLAYING.get(word.en, ""), "穿": WEARING.get(word.en, "")}
-    return bent | GENDERED[word.pronoun]
+    """Every form of a Word that a template may ask for, by name."""
+    return {
+        "": word.zh,
+        "一": "一" + word.measure,
+        "只": word.measure,
+        "里": word.within,
+        "吹": PLAYING.get(word.en, ""),
+        "穿": WEARING.get(word.en, "穿"),
+        "done": word.done[1],
+        **GENDERED[word.pronoun],
+    }

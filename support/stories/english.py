@@ -2,34 +2,33 @@
 
 from functools import cache
 
-# Forms that stand before or after a noun; the others replace it.
-BEFORE = {"a", "at"}
-AFTER = set()
+SENTENCE_GAP = " "  # between two sentences of a paragraph
 PRONOUNS = {"he", "him", "his", "himself"}  # in a template, `{he}` alone is the hero's
+# Forms that are written with their noun after or before them; the others stand for themselves.
+WITH_NOUN_AFTER = {"a", "at"}
+WITH_NOUN_BEFORE = set()
 
 GENDERED = {
     "he": {"he": "he", "him": "him", "his": "his", "himself": "himself", "boy": "boy"},
     "she": {"he": "she", "him": "her", "his": "her", "himself": "herself", "boy": "girl"},
-    "it": {"he": "it", "him": "it", "his": "its", "himself": "itself", "boy": "little one"},
+    "it": {"he": "it", "him": "it", "his": "its", "himself": "itself"},
 }
 IRREGULAR = {
-    "mouse": "mice",
-    "wolf": "wolves",
-    "goose": "geese",
-    "ox": "oxen",
-    "loaf": "loaves",
-    "shelf": "shelves",
-    "knife": "knives",
-    "scarf": "scarves",
     "deer": "deer",
-    "sheep": "sheep",
     "fish": "fish",
+    "goose": "geese",
+    "knife": "knives",
+    "mouse": "mice",
+    "ox": "oxen",
+    "scarf": "scarves",
+    "sheep": "sheep",
+    "wolf": "wolves",
 }
 
 
 def article(text):
-    """`text` after "a" or "an", by its first letter."""
-    return ("an " if text[0] in "aeiou" else "a ") + text
+    """The indefinite article that `text` takes, by its first letter."""
+    return "an " if text[0] in "aeiou" else "a "
 
 
 def plural(noun):
@@ -39,13 +38,24 @@ def plural(noun):
         return head + space + IRREGULAR[last]
     if last.endswith("y") and last[-2] not in "aeiou":
         return noun[:-1] + "ies"
-    return noun + ("es" if last.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
+    return noun + ("es" if last.endswith(("s", "x", "z", "ch", "sh", "to", "go")) else "s")
+
+
+def title(text):
+    """`text` with capitals as in a title."""
+    return " ".join(word if word in ("a", "of") else word.capitalize() for word in text.split())
 
 
 @cache
 def forms(word):
-    """Every form of a word that a template may ask for, each also with a capital under "^"."""
-    bent = {"": word.en, "s": plural(word.en), "at": word.at, "done": word.done[0]}
-    bent["a"] = word.article if word.kind else article(word.en)
-    bent.update(GENDERED[word.pronoun])
+    """Every form of a Word that a template may ask for, by name; with a capital under "^name"."""
+    bent = {
+        "": word.en,
+        "a": article(word.en) if word.kind == "phrase" else word.article,
+        "at": word.at,
+        "done": word.done[0],
+        "s": plural(word.en),
+        "title": title(word.en),
+        **GENDERED[word.pronoun],
+    }
     return bent | {"^" + form: text[:1].upper() + text[1:] for form, text in bent.items()}
