@@ -1,8 +1,8 @@
 """Turn text into tokens: `python prepare_data.py PATH... --dataset=NAME` writes data/NAME.
 
 Alone it writes data/stories, a generated corpus that needs no connection. The text is gone through
-twice, in pieces, so that its size does not matter: to count it and make the tokenizer, then to encode
-it. What is written takes the place of an older data/NAME at the very end, or not at all.
+twice, in pieces, so that its size does not matter: to count it and make the tokenizer, then to
+encode it. The result takes the place of an older data/NAME at the very end, or not at all.
 """
 
 import errno
@@ -12,23 +12,24 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
+from unicodedata import east_asian_width
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from support.config import load_config
-from support.corpora import NAMES, fineweb_edu_shards, open_corpus
+from support.corpora import FINEWEB_EDU_URL, NAMES, fineweb_edu_shards, open_corpus
 from support.files import replacing
-from support.token_files import HEADER_BYTES, MAGIC_DTYPES
 from support.tokenizer import (
     byte_tokenizer,
     char_tokenizer,
@@ -42,46 +43,55 @@ from support.tokenizer import (
 DATA = Path("data")
 FORMAT = 1
 TIKTOKEN = ("gpt2", "cl100k_base", "o200k_base")
-# The largest bpe vocabulary for a source of so many bytes. A model learns a token by seeing it often,
-# and in a small model the rows of the vocabulary are most of the parameters.
-VOCAB_SIZES = ((2_000_000, 1024), (20_000_000, 2048), (float("inf"), 4096))
+# The vocabulary that bpe learns from so many bytes of text or fewer. A model learns a token by
+# seeing it often, and in a small model the rows of the vocabulary are most of the parameters.
+VOCAB_SIZES = ((2_000_000, 1024), (10_000_000, 2048), (float("inf"), 4096))
+# Merges are learned from about so much text, taken evenly from all of it: more changes little.
+TRAINING_BYTES = 100_000_000
 # With fewer documents, whole ones cannot add up to a validation split of the size asked for.
 FEWEST_DOCUMENTS = 100
 # An input and its target: with less there is nothing to train on.
 FEWEST_TOKENS = 2
-# So many fingerprints of documents are remembered, 32 MB in all, to find copies.
+# So many fingerprints of documents are remembered, in 32 MB, to find copies.
 REMEMBERED = 2**22
 # One thread encodes about so many characters at a time.
-BATCH_CHARACTERS = 500_000
+BATCH_CHARACTERS = 100_000
 MOST_THREADS = 8
-# The recipe to try first on a corpus; config/stories.py for all others.
-RECIPES = {"python": "config/python_code.py", "fineweb_edu": "config/gpt2_124m.py"}
-GLIMPSE_TOKENS = 16
+COUNTED_AT_ONCE = 10_000_000
+COLUMNS = 80
+# What to train with on these folders of data/; on all others, config/stories.py.
+RECIPES = {
+    "shakespeare_char": "config/shakespeare_char.py",
+    "python": "config/python_code.py",
+    "fineweb_edu": "config/gpt2_124m.py",
+}
+
+Paths = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass
 class PrepareConfig:
     """Turn text into tokens: data/NAME/train.bin, val.bin and meta.json.
 
-    A path is a .txt, .md or .py file, a .jsonl file whose lines have a field `text`, a .gz of these,
-    a folder of them, or - for standard input. A name stands for a corpus: stories (generated) and
-    python (the standard library on this machine) need no connection; shakespeare, tinystories and
-    fineweb_edu are downloaded.
+    - text: .txt .md .py .jsonl (field `text`), .gz of these, folders, - for stdin
+    - corpora made here: stories (generated), python (the standard library)
+    - corpora to download: shakespeare, tinystories, fineweb_edu (as tokens of GPT-2)
     """
 
-    paths: tyro.conf.Positional[tuple[str, ...]] = ("stories",)  # text, or the name of a corpus
+    paths: Paths = ("stories",)  # text, or the name of a corpus
     dataset: str | None = None  # the folder in data/; None: named after the first path
     tokenizer: str = "bpe"  # bpe char byte gpt2 cl100k_base o200k_base, or PATH of an existing one
-    vocab_size: int | None = None  # of bpe; None: 1024, from 2 MB of text 2048, from 20 MB 4096
+    vocab_size: int | None = None  # of bpe; None: 1024, from 2 MB of text 2048, from 10 MB 4096
     val_fraction: float = 0.1  # share of the text to validate on, unless a corpus has its own
     megabytes: float = 12.0  # stories: how many to train on
     seed: int = 1337  # stories: which
+    language: Literal["both", "en", "zh"] = "both"  # stories: told in English, in Chinese
     shards: int = 10  # fineweb_edu: how many to train on, 1 to 99, 200 MB each
 
 
 def main(argv=None):
     config = load_config(PrepareConfig, argv, takes_files=False)
-    sys.stdout.reconfigure(errors="replace")  # a console without Chinese must not stop the report
+    sys.stdout.reconfigure(encoding="utf-8")
     try:
         check(config)
         if "fineweb_edu" in config.paths:
@@ -99,99 +109,109 @@ def main(argv=None):
 
 def check(config):
     """Raise ValueError for options that cannot work, before anything is read."""
-    named = (*TIKTOKEN, "bpe", "char", "byte")
-    if config.tokenizer not in named and not Path(config.tokenizer).exists():
-        expected = f"one of {', '.join(named)}, or the path of a tokenizer, a data folder or a run"
+    known = (*TIKTOKEN, "bpe", "char", "byte")
+    if config.tokenizer not in known and not Path(config.tokenizer).exists():
+        expected = f"{', '.join(known)}, or the path of a tokenizer, a data folder or a run"
         raise ValueError(f"tokenizer={config.tokenizer}: expected {expected}")
     if config.vocab_size is not None and config.tokenizer != "bpe":
         raise ValueError(
-            f"vocab_size={config.vocab_size} is for --tokenizer=bpe; the size of "
-            f"{config.tokenizer} is what it is: leave --vocab_size out"
+            f"vocab_size={config.vocab_size} goes with --tokenizer=bpe; "
+            f"{config.tokenizer} has the size that it has: leave --vocab_size out"
         )
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction={config.val_fraction}: expected more than 0, less than 1")
-    name = config.dataset
-    if name is not None and (Path(name).name != name or name == ".."):
-        raise ValueError(f"dataset={name}: expected a name, such as my_text; data/my_text is made")
-    if not config.paths:
-        raise ValueError(f"nothing to prepare: expected paths or one of {', '.join(NAMES)}")
     if config.megabytes <= 0:
         raise ValueError(f"megabytes={config.megabytes}: expected more than 0")
+    if not config.paths:
+        raise ValueError(f"nothing to prepare: name files, folders or one of {', '.join(NAMES)}")
 
 
 def prepare(config):
-    """Write data/NAME from text, and print what it has become."""
+    """Write data/NAME from text, and tell what it has become."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        corpus = open_corpus(config.paths, DATA, scratch, config.megabytes, config.seed)
-        folder = DATA / (config.dataset or corpus.name)
-        survey = Survey()
+        language = None if config.language == "both" else config.language
+        knobs = (config.megabytes, config.seed, language)
+        corpus = open_corpus(config.paths, DATA, scratch, *knobs)
+        folder = folder_for(config.dataset or corpus.name)
+        survey = Counter()
         tokenizer = make_tokenizer(config, corpus, first_pass(corpus, survey))
-        if not survey.characters:
-            raise ValueError(f"there is no text in {', '.join(config.paths)}: nothing but emptiness")
-        plan = Plan.make(corpus, survey, config.val_fraction)
+        if not survey["characters"]:
+            raise ValueError(f"there is no text in {', '.join(config.paths)}: all of it is empty")
+        plan = make_plan(corpus, survey, config.val_fraction)
         meta, unknown = write(folder, corpus, tokenizer, plan)
-    dropped = f"{survey.duplicates:,} copies of documents, {unknown:,} unknown characters"
-    command = next_command(folder.name, corpus.name, tokenizer)
-    print_report(folder, meta, tokenizer, dropped, command, time.monotonic() - started)
+    dropped = f"{survey['duplicates']:,} copies of documents, {unknown:,} unknown characters"
+    print(f"{folder} is ready, after {time.monotonic() - started:.1f} s.\n")
+    print(report(meta, tokenizer, first_tokens(folder / "train.bin", meta), dropped))
+    print(f"\nNext: {next_command(folder.name)}")
+
+
+def folder_for(name):
+    """data/NAME, if that is a name."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"dataset={name}: expected a name, as in --dataset=my_text")
+    return DATA / name
 
 
 # ------------------------------------------------------------------- first pass: count, and learn
 
 
-@dataclass
-class Survey:
-    """What the first pass finds; copies of documents count as duplicates and nowhere else."""
-
-    documents: int = 0
-    duplicates: int = 0
-    characters: int = 0
-
-
 def first_pass(corpus, survey):
-    """Every piece of text once; the survey is filled on the way."""
-    with bar(corpus, "reading") as progress:
-        for document, _ in distinct(corpus, progress, survey):
-            survey.documents += 1
-            for piece in cut(text for text, _ in document.pieces):
-                survey.characters += len(piece)
+    """Every piece of text once; on the way it is counted into the Counter `survey`."""
+    with progress_bar(corpus, "reading") as bar:
+        for document, _ in distinct(corpus, survey):
+            survey["documents"] += 1
+            for piece in pieces_of(document, bar):
+                survey["characters"] += len(piece)
                 yield piece
 
 
-def bar(corpus, verb):
-    """A progress bar over the bytes of the source, on a terminal."""
+def progress_bar(corpus, verb):
+    """A bar over the bytes of the source; none where nobody watches."""
     return tqdm(total=corpus.size, unit="B", unit_scale=True, desc=verb, disable=None, leave=False)
 
 
-def distinct(corpus, progress, survey=None):
-    """(document, its 64-bit fingerprint) for every document that has text and is no copy.
+def pieces_of(document, bar):
+    """The document's text in pieces that can be encoded one by one."""
 
-    A table of fixed size forgets a document when another takes its place, so among very many
-    documents a copy may slip through.
+    def texts():
+        for text, size in document.pieces:
+            bar.update(size)
+            yield text
+
+    return cut(texts())
+
+
+def distinct(corpus, survey):
+    """(document, its 64-bit fingerprint) for each that has text and is no copy of an earlier one.
+
+    The table of fingerprints has a fixed size: a document is forgotten when another one takes its
+    place, so that among many millions a copy may slip through.
     """
     seen = np.zeros(REMEMBERED, np.uint64)
     for document in corpus.documents():
-        text_hash, used = blake2b(digest_size=8), 0
-        n_characters = 0
-        for text, size in document.pieces:
+        text_hash, has_text = blake2b(digest_size=8), False
+        for text, _ in document.pieces:
             text_hash.update(text.encode())
-            n_characters += len(text)
-            used += size
-        progress.update(used)
+            has_text = has_text or bool(text)
         number = int.from_bytes(text_hash.digest(), "big")
-        if n_characters and seen[number % REMEMBERED] == number:
-            if survey:
-                survey.duplicates += 1
-        elif n_characters:
+        if has_text and seen[number % REMEMBERED] != number:
             seen[number % REMEMBERED] = number
             yield document, number
+        elif has_text:
+            survey["duplicates"] += 1
 
 
 def make_tokenizer(config, corpus, texts):
-    """The tokenizer that the config asks for; the texts are gone through to the end in any case."""
+    """The tokenizer that the config asks for; the texts are gone through to their end."""
     if config.tokenizer == "bpe":
         fitting = next(size for limit, size in VOCAB_SIZES if corpus.size < limit)
-        return train_bpe(texts, config.vocab_size or fitting)
+        wanted = config.vocab_size or fitting
+        evenly = islice(texts, 0, None, 1 + corpus.size // TRAINING_BYTES)
+        tokenizer = train_bpe(evenly, wanted)
+        if tokenizer.vocab_size < wanted:
+            print(f"the text has no more pairs to merge: the vocabulary is not {wanted:,} large\n")
+        return tokenizer
     if config.tokenizer == "char":
         return char_tokenizer(texts)
     if config.tokenizer == "byte":
@@ -202,3 +222,286 @@ def make_tokenizer(config, corpus, texts):
         tokenizer = load_tokenizer(config.tokenizer)
     deque(texts, maxlen=0)
     return tokenizer
+
+
+# ------------------------------------------------------------------------ what goes to which split
+
+
+@dataclass
+class Plan:
+    """How the text is split, unless its documents say it themselves."""
+
+    rule: str  # for people
+    fraction: float
+    border: int | None = None  # the character where validation begins; None: by whole documents
+
+
+def make_plan(corpus, survey, fraction):
+    """Whole documents by their fingerprints or, where these are few, the end of the text."""
+    if corpus.split_rule:
+        return Plan(corpus.split_rule, fraction)
+    if survey["documents"] >= FEWEST_DOCUMENTS:
+        return Plan(f"whole documents, by their hash {fraction:.3g} of them for val", fraction)
+    # nanoGPT's formula: its tiny Shakespeare is split the same, to the character.
+    border = int(survey["characters"] * (1 - fraction))
+    few = f"fewer than {FEWEST_DOCUMENTS} documents"
+    return Plan(f"val is the last {fraction:.3g} of the characters ({few})", fraction, border)
+
+
+class Piece(NamedTuple):
+    """A piece of text for one split, or (`ends`) the end of a document."""
+
+    split: str
+    text: str
+    starts: bool = False
+    ends: bool = False
+    bits: float = 0.0
+
+
+def split_pieces(corpus, plan):
+    """Every piece of text with the split it belongs to and, after each document, its end."""
+    position = 0
+    with progress_bar(corpus, "encoding") as bar:
+        for document, number in distinct(corpus, survey=Counter()):
+            last = None
+            for piece in pieces_of(document, bar):
+                for split, text in assign(plan, document, number, position, piece):
+                    yield Piece(split, text, starts=split != last)
+                    last = split
+                position += len(piece)
+            yield Piece(last, "", ends=True, bits=document.bits)
+
+
+def assign(plan, document, number, position, piece):
+    """The piece as [(split, text)]: two of them where the border runs through it."""
+    if document.split:
+        return [(document.split, piece)]
+    if plan.border is None:
+        return [("val" if number < plan.fraction * 2**64 else "train", piece)]
+    inside = min(max(plan.border - position, 0), len(piece))
+    halves = [("train", piece[:inside]), ("val", piece[inside:])]
+    return [(split, text) for split, text in halves if text]
+
+
+# --------------------------------------------------------------------- second pass: encode, write
+
+
+def write(folder, corpus, tokenizer, plan):
+    """(content of meta.json, number of unknown characters) of the folder that is then in place."""
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    tallies = {"train": Counter(), "val": Counter()}
+    batches = batched(split_pieces(corpus, plan))
+    with replacing_folder(folder) as files:
+        for encoded in in_order(partial(encode, tokenizer, dtype), batches):
+            for split, (tokens, tally) in encoded.items():
+                files[split].write(tokens)
+                tallies[split].update(tally)
+        for split, tally in tallies.items():
+            if tally["tokens"] < FEWEST_TOKENS:
+                raise ValueError(
+                    f"there is too little text for two splits: {split} would have "
+                    f"{tally['tokens']} tokens; give more text, or another --val_fraction"
+                )
+        meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
+        json.dump(meta, files["meta"], indent=1)
+    return meta, tallies["train"]["unknown"] + tallies["val"]["unknown"]
+
+
+@contextmanager
+def replacing_folder(folder):
+    """The files of a data folder to write to; an older one changes when all three are complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            replacing(folder / "meta.json", "w") as meta,
+            replacing(folder / "val.bin") as val,
+            replacing(folder / "train.bin") as train,
+        ):
+            yield {"train": train, "val": val, "meta": meta}
+            for file in (train, val, meta):
+                file.flush()
+                os.fsync(file.fileno())
+            # All is on disk. What remains is to rename train.bin, val.bin and, last, meta.json,
+            # whose presence says that the others belong together.
+            (folder / "meta.json").unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # a folder that holds something refuses
+            folder.rmdir()
+
+
+def batched(pieces):
+    """The pieces in lists of about BATCH_CHARACTERS."""
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def in_order(function, items):
+    """The function's results, worked out by several threads while few items wait."""
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def encode(tokenizer, dtype, batch):
+    """{split: (ids, Counter)} of a list of pieces; an end-of-text token follows each document."""
+    end = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint32)
+    arrays, tallies = {"train": [], "val": []}, {"train": Counter(), "val": Counter()}
+    for piece in batch:
+        text = tokenizer.known(piece.text)
+        arrays[piece.split].append(end if piece.ends else tokenizer.encode(text))
+        tally = tallies[piece.split]
+        tally["bytes"] += len(text.encode())
+        tally["documents"] += piece.starts
+        tally["unknown"] += len(piece.text) - len(text)
+        tally["bits"] += piece.bits
+    encoded = {}
+    for split, parts in arrays.items():
+        tokens = as_ids(np.concatenate([end[:0], *parts]), tokenizer, dtype)
+        tallies[split]["tokens"] = len(tokens)
+        encoded[split] = (tokens, tallies[split])
+    return encoded
+
+
+def as_ids(tokens, tokenizer, dtype):
+    """The tokens in the type of the file; checked, as numpy makes 4,464 of 70,000 in silence."""
+    highest = int(tokens.max(initial=0))
+    if highest >= min(tokenizer.vocab_size, np.iinfo(dtype).max + 1):
+        raise ValueError(
+            f"the tokenizer gave the id {highest:,}, beyond its own {tokenizer.vocab_size:,} "
+            f"entries or beyond {dtype.name}: it is damaged and cannot be used"
+        )
+    return tokens.astype(dtype)
+
+
+def describe(tokenizer, dtype, splits, source, split_rule):
+    """The content of meta.json."""
+    shown = ("files", "tokens", "bytes", "documents")
+    meta = {
+        "format": FORMAT,
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eot": tokenizer.eot,
+        "tokenizer_sha256": fingerprint(tokenizer),
+        "splits": {
+            split: {name: tally[name] for name in shown if name in tally}
+            for split, tally in splits.items()
+        },
+        "source": source,
+        "split_rule": split_rule,
+    }
+    if all(tally.get("bits") for tally in splits.values()):
+        floor = {split: tally["bits"] / tally["bytes"] for split, tally in splits.items()}
+        meta["floor_bits_per_byte"] = floor
+    return meta | {"tokenizer": tokenizer.to_dict()}
+
+
+# ------------------------------------------------------------- tokens that others have made before
+
+
+def prepare_fineweb_edu(config):
+    """Download FineWeb-Edu as GPT-2's tokens into data/NAME; train.py reads these files as is."""
+    if len(config.paths) > 1 or config.tokenizer not in ("bpe", "gpt2"):
+        raise ValueError("fineweb_edu comes alone, and as tokens of GPT-2: leave --tokenizer out")
+    folder = folder_for(config.dataset or "fineweb_edu")
+    shards = fineweb_edu_shards(folder, config.shards)
+    tokenizer = tiktoken_tokenizer("gpt2")
+    splits = {split: tally_shards(files, tokenizer) for split, files in shards.items()}
+    rule = "by its publisher: val is the shard number 0"
+    meta = describe(tokenizer, np.dtype("<u2"), splits, [FINEWEB_EDU_URL], rule)
+    with replacing(folder / "meta.json", "w") as file:
+        json.dump(meta, file, indent=1)
+    beginning = first_tokens(shards["train"][0], meta, offset=1024)
+    print(f"{folder} is ready.\n")
+    print(report(meta, tokenizer, beginning, dropped="nothing"))
+    print(f"\nNext: {next_command(folder.name)}")
+
+
+def tally_shards(files, tokenizer):
+    """What meta.json says of a split that lies in these files of llm.c's."""
+    from support.token_files import HEADER_BYTES, open_shard  # which bring torch, and its memory
+
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for file in files:
+        tokens = open_shard(file)
+        if file.stat().st_size != HEADER_BYTES + 2 * len(tokens):
+            raise ValueError(f"{file} is damaged: delete it and type the same command again")
+        for start in range(0, len(tokens), COUNTED_AT_ONCE):
+            some = tokens[start : start + COUNTED_AT_ONCE]
+            counts += np.bincount(some, minlength=len(counts))
+    lengths = np.array([len(tokenizer.token_bytes(token)) for token in range(len(counts))])
+    lengths[tokenizer.eot] = 0
+    return {
+        "files": [file.name for file in files],
+        "tokens": int(counts.sum()),
+        "bytes": int(counts @ lengths),
+        "documents": int(counts[tokenizer.eot]),
+    }
+
+
+# ------------------------------------------------------------------------------------- the report
+
+
+def first_tokens(path, meta, offset=0):
+    """The first ids of a file of tokens."""
+    return np.fromfile(path, meta["dtype"], COLUMNS, offset=offset)
+
+
+def report(meta, tokenizer, beginning, dropped):
+    """What has been made, for people, 80 columns wide."""
+    splits = meta["splits"]
+    per_token = splits["train"]["bytes"] / splits["train"]["tokens"]
+    rows = {"": f"{'train':>15}{'val':>15}"}
+    for name in ("documents", "bytes", "tokens"):
+        rows[name] = "".join(f"{splits[split][name]:>15,}" for split in ("train", "val"))
+    rows["per token"] = f"{per_token:>15.2f} bytes of text"
+    rows["vocabulary"] = f"{tokenizer.vocab_size:>15,} entries ({tokenizer.kind})"
+    if "floor_bits_per_byte" in meta:
+        floor = meta["floor_bits_per_byte"]["val"]
+        rows["floor"] = f"{floor:>15.3f} bits per byte on val, which no model can beat"
+    rows["dropped"] = dropped
+    rows["split"] = meta["split_rule"]
+    rows["begins"] = glimpse(beginning, tokenizer, COLUMNS - 14)
+    return "\n".join(
+        textwrap.fill(
+            f"{name:<12}{text}", COLUMNS, initial_indent=" " * 2, subsequent_indent=" " * 14
+        )
+        for name, text in rows.items()
+    )
+
+
+def glimpse(tokens, tokenizer, columns):
+    """The texts of as many tokens as fit on a line, with bars between them."""
+    line, width = "", 0
+    for token in tokens:
+        part = tokenizer.token_bytes(token).decode("utf-8", "replace").replace("\n", "\\n") + "|"
+        width += sum(2 if east_asian_width(character) in "WF" else 1 for character in part)
+        if width > columns:
+            break
+        line += part
+    return line
+
+
+def next_command(name):
+    """What to type now."""
+    if name == "stories":
+        return "python train.py"
+    recipe = RECIPES.get(name)
+    if recipe:
+        return f"python train.py {recipe}"
+    return f"python train.py config/stories.py --dataset={name} --out_dir=out/{name}"
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,7 @@ from support.tokenizer import repair
 
 NAMES = ("stories", "python", "shakespeare", "tinystories", "fineweb_edu")
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-CHUNK_BYTES = 1_000_000
+CHUNK_BYTES = 2**16
 TIMEOUT_SECONDS = 30
 OFFLINE = "These need no connection: python prepare_data.py stories, python prepare_data.py python"
 
@@ -86,21 +86,23 @@ class Corpus:
     split_rule: str | None = None  # one sentence, where the corpus brings its own split
 
 
-def open_corpus(paths, data, scratch, megabytes, seed):
+def open_corpus(paths, data, scratch, megabytes, seed, language):
     """The corpus that the words on the command line stand for.
 
-    Downloads stay in the folder `data`, a copy of standard input lies in `scratch`; `megabytes` and
-    `seed` are those of the stories. Raises ValueError for what is not there or holds no text.
+    Downloads stay in the folder `data`; what can be made again lies in `scratch` as long as it is
+    needed. `megabytes`, `seed` and `language` ("en", "zh", None for both) are those of the stories.
+    Raises ValueError for what is not there or holds no text.
     """
+    scratch = Path(scratch)
     named = [path for path in paths if path in NAMES]
     if named and len(paths) > 1:
         raise ValueError(
             f"{named[0]} is a corpus of its own: prepare it apart from the other paths"
         )
     if not named:
-        return own_files(paths, Path(scratch))
+        return own_files(paths, scratch)
     if named == ["stories"]:
-        return stories(megabytes, seed)
+        return stories(megabytes, seed, language, scratch)
     if named == ["python"]:
         return standard_library()
     raw = Path(data, named[0], "raw")
@@ -260,25 +262,38 @@ def text_field(path, number, line):
 # ---------------------------------------------------------------------------- corpora with a name
 
 
-def stories(megabytes, seed):
+def stories(megabytes, seed, language, scratch):
     """Generated stories: so many megabytes of them for training, and held-out ones to validate."""
-    from support.stories import generate  # which nobody with text of their own needs to wait for
+    from support.stories import (
+        floor_bits_per_byte,
+        generate,
+    )  # not for those with text of their own
 
-    def documents():
+    told = scratch / "stories.jsonl"
+    size = int(megabytes * 1e6 * (1 + STORIES_VAL_SHARE))
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc="telling", disable=None, leave=False)
+    with open(told, "w", encoding="utf-8") as file, bar:
         for split, share in (("train", 1.0), ("val", STORIES_VAL_SHARE)):
             left = megabytes * 1e6 * share
-            for story in generate(seed, held_out=split == "val"):
-                size = len(story.text.encode())
-                left -= size
+            for story in generate(seed, held_out=split == "val", language=language):
+                n_bytes = len(story.text.encode())
+                left -= n_bytes
                 if left < 0:
                     break
-                yield Document([(story.text, size)], split, story.bits)
+                bits = floor_bits_per_byte([story]) * n_bytes
+                file.write(json.dumps([story.text, n_bytes, split, bits]) + "\n")
+                bar.update(n_bytes)
+
+    def documents():
+        with open(told, encoding="utf-8") as file:
+            for text, n_bytes, split, bits in map(json.loads, file):
+                yield Document([(text, n_bytes)], split, bits)
 
     rule = (
         "by the story world: val has combinations of names, things and plots that train never has"
     )
-    size = int(megabytes * 1e6 * (1 + STORIES_VAL_SHARE))
-    return Corpus("stories", documents, size, [f"stories (seed {seed})"], rule)
+    source = [f"stories: seed {seed}, language {language or 'both'}"]
+    return Corpus("stories", documents, size, source, rule)
 
 
 def standard_library():
@@ -358,7 +373,6 @@ def download(url, path, sha256=None):
     """
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     complete, reason = False, "the connection broke off"
     while not complete:
@@ -404,6 +418,7 @@ def fetch_rest(url, part):
     resumed = response.status == HTTPStatus.PARTIAL_CONTENT
     have = have if resumed else 0
     total = have + int(response.headers.get("Content-Length", 0))
+    part.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
     with response, bar, open(part, "ab" if resumed else "wb") as file:
         while chunk := response.read(CHUNK_BYTES):

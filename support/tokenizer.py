@@ -33,8 +33,9 @@ DIGITS_PATTERN = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 )
 
-# tiktoken's regular expressions give up near a million blanks in a row.
-PIECE_CHARACTERS = 500_000
+# tiktoken's regular expressions give up near a million blanks in a row: text goes there in pieces.
+# Small ones: with many of megabytes, the heap frays and a large text takes ever more memory.
+PIECE_CHARACTERS = 100_000
 # Where no split pattern joins what stands before and after; the search runs from right to left.
 SEAM = regex.compile(r"(?r)\S |[\p{L}\p{N}]\n|[\u4e00-\u9fa5][，。！？；：、]")
 
@@ -60,7 +61,7 @@ class CharTokenizer:
         """`characters` in the order of their ids, from 0 on; `special_tokens` maps text to id."""
         self.characters = characters
         self.special_tokens = special_tokens
-        self.eot = special_tokens.get("<|endoftext|>")
+        self.eot = special_tokens.get(SPECIAL_TOKENS[0])
         self.vocab_size = len(characters) + len(special_tokens)
         self.texts = dict(enumerate(characters)) | {i: text for text, i in special_tokens.items()}
         self.table = np.full(CODE_POINTS, UNKNOWN, np.uint32)
@@ -106,13 +107,13 @@ class BytePairTokenizer:
     `ranks` maps the bytes of each token to its id; of two possible merges the lower id goes first.
     """
 
-    def __init__(self, kind, ranks, special_tokens, pattern=GPT2_PATTERN, eot=None, nfc=False):
+    def __init__(self, kind, ranks, special_tokens, pattern=GPT2_PATTERN, eot=None, form=None):
         self.kind = kind
         self.ranks = ranks
         self.special_tokens = special_tokens
         self.pattern = pattern
         self.eot = eot
-        self.nfc = nfc  # whether text is brought to Unicode's composed form first
+        self.form = form  # Unicode's normal form that text is brought to first, such as "NFC"
         self.bytes_of = {i: part for part, i in ranks.items()}
         self.bytes_of |= {i: text.encode() for text, i in special_tokens.items()}
         self.vocab_size = max(self.bytes_of) + 1
@@ -126,7 +127,7 @@ class BytePairTokenizer:
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 
     def encode_piece(self, text):
-        text = unicodedata.normalize("NFC", text) if self.nfc else text
+        text = unicodedata.normalize(self.form, text) if self.form else text
         try:
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
@@ -149,7 +150,7 @@ class BytePairTokenizer:
         return {
             "kind": self.kind,
             "pattern": self.pattern,
-            "nfc": self.nfc,
+            "form": self.form,
             "special_tokens": self.special_tokens,
             "eot": self.eot,
             "ranks": "\n".join(f"{base64.b64encode(part).decode()} {i}" for part, i in ranks),
@@ -317,7 +318,7 @@ def tokenizer_from_dict(saved):
         raise ValueError(f"a tokenizer of kind {saved.get('kind')!r} is not known here")
     lines = (line.split() for line in saved["ranks"].splitlines())
     ranks = {base64.b64decode(part): int(i) for part, i in lines}
-    rest = (saved[name] for name in ("special_tokens", "pattern", "eot", "nfc"))
+    rest = (saved[name] for name in ("special_tokens", "pattern", "eot", "form"))
     return BytePairTokenizer(saved["kind"], ranks, *rest)
 
 
@@ -367,6 +368,9 @@ def read_json(path):
     return content
 
 
+UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError)
+
+
 class PlainUnpickler(pickle.Unpickler):
     """Reads dicts, lists, text and numbers; what would import or call anything is refused."""
 
@@ -384,10 +388,8 @@ def tokenizer_from_nanogpt(path):
         characters = sorted(stoi, key=stoi.get)
         is_plain = sorted(stoi.values()) == list(range(len(stoi)))
         is_plain = is_plain and all(isinstance(c, str) and len(c) == 1 for c in characters)
-    except (pickle.UnpicklingError, EOFError, ImportError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} is not a nanoGPT meta.pkl and was not run: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a nanoGPT meta.pkl: {error}") from error
+    except (*UNPICKLING_ERRORS, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a nanoGPT meta.pkl; nothing was run ({error})") from error
     if not is_plain:
         raise ValueError(f"{path}: expected `stoi` to number single characters from 0 on")
     return CharTokenizer("".join(characters), {})
@@ -420,16 +422,15 @@ def tokenizer_from_huggingface(content):
     for token in added:
         if not token["content"].strip():
             raise ValueError(f"it adds blanks as a token of their own ({token['content']!r})")
-    normalizer = (content.get("normalizer") or {}).get("type")
-    if normalizer not in (None, "NFC"):
-        raise ValueError(f"its normalizer is {normalizer}, and only NFC is known")
+    form = (content.get("normalizer") or {}).get("type")
+    if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
+        raise ValueError(f"its normalizer is {form}, and only Unicode's normal forms are known")
     special_tokens = {token["content"]: token["id"] for token in added}
     ranks = {as_bytes(text): i for text, i in model["vocab"].items() if text not in special_tokens}
-    check_merges(ranks, [merge_of(line) for line in model["merges"]])
+    check_merges(ranks, [merge_of(line) for line in model["merges"]], model.get("ignore_merges"))
     eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
     pattern = split_pattern(content.get("pre_tokenizer") or {})
-    nfc = normalizer == "NFC"
-    return BytePairTokenizer("huggingface", ranks, special_tokens, pattern, eot, nfc)
+    return BytePairTokenizer("huggingface", ranks, special_tokens, pattern, eot, form)
 
 
 def split_pattern(pre_tokenizer):
@@ -453,8 +454,11 @@ def split_pattern(pre_tokenizer):
     )
 
 
-def check_merges(ranks, merges):
-    """Refuse a vocabulary whose tokens, by their ids alone, would not come about by its merges."""
+def check_merges(ranks, merges, whole_words=False):
+    """Raise ValueError unless joining by the lowest id, as tiktoken does, follows these merges.
+
+    `whole_words`: a word that is a token is taken as such, without a look at the merges.
+    """
     if not all(bytes([i]) in ranks for i in range(256)):
         raise ValueError("its vocabulary lacks some of the 256 bytes")
     order = [ranks.get(left + right, -1) for left, right in merges]
@@ -462,7 +466,11 @@ def check_merges(ranks, merges):
         raise ValueError("its merges are not in the order of their tokens' ids")
     listed = set(merges)
     for part in ranks:
-        if len(part) > 1 and split_in_two(ranks, part) not in listed:
+        if len(part) == 1 or split_in_two(ranks, part) in listed:
+            continue
+        splits = [(part[:i], part[i:]) for i in range(1, len(part))]
+        possible = {split for split in splits if split[0] in ranks and split[1] in ranks}
+        if not (whole_words and possible <= listed):
             raise ValueError(f"its token {part!r} does not come about by its merges")
 
 

@@ -3,12 +3,12 @@
 import errno
 import gzip
 import io
+import itertools
 import os
 import sys
 import sysconfig
 import threading
 import types
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -17,14 +17,9 @@ from support import corpora
 from support.corpora import download, fineweb_edu_shards, open_corpus
 
 
-@dataclass
-class ToldStory:
-    text: str
-    bits: float
-
-
-def open_paths(tmp_path, *paths, megabytes=1.0, seed=1):
-    return open_corpus(tuple(map(str, paths)), tmp_path / "data", tmp_path, megabytes, seed)
+def open_paths(tmp_path, *paths, megabytes=1.0, seed=1, language=None):
+    knobs = (megabytes, seed, language)
+    return open_corpus(tuple(map(str, paths)), tmp_path / "data", tmp_path, *knobs)
 
 
 def texts_of(corpus):
@@ -198,21 +193,22 @@ def test_bad_bytes_in_jsonl_are_named_with_their_place(tmp_path):
 
 
 def test_stories_have_the_size_asked_for_and_held_out_ones_for_validation(tmp_path, monkeypatch):
-    def generate(seed, held_out=False):
-        number = 0
-        while True:
-            number += 1
-            yield ToldStory(
-                f"{'kept' if held_out else 'told'} {seed} {number:06d} ".ljust(100), 8.0
-            )
+    def generate(seed, held_out=False, language=None):
+        for number in itertools.count(1):
+            words = f"{'kept' if held_out else 'told'} {language} {seed} {number:06d} "
+            yield types.SimpleNamespace(text=words.ljust(100))
 
-    stand_in = types.SimpleNamespace(generate=generate)
+    def floor_bits_per_byte(stories):
+        (story,) = stories
+        return 0.5 if story.text.startswith("told") else 0.25
+
+    stand_in = types.SimpleNamespace(generate=generate, floor_bits_per_byte=floor_bits_per_byte)
     monkeypatch.setitem(sys.modules, "support.stories", stand_in)
-    corpus = open_paths(tmp_path, "stories", megabytes=0.1, seed=7)
+    corpus = open_paths(tmp_path, "stories", megabytes=0.1, seed=7, language="zh")
     documents = list(corpus.documents())
     assert [document.split for document in documents] == ["train"] * 1000 + ["val"] * 50
-    assert texts_of(corpus)[1000].startswith("kept 7 000001")
-    assert {document.bits for document in documents} == {8.0}
+    assert texts_of(corpus)[1000].startswith("kept zh 7 000001")
+    assert [document.bits for document in documents] == [50.0] * 1000 + [25.0] * 50
     assert corpus.size == 105_000
 
 
@@ -397,7 +393,8 @@ def test_an_address_that_is_not_there_is_named(server, tmp_path):
 
 def test_without_a_connection_the_offline_corpora_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"could not be downloaded.*prepare_data\.py stories"):
-        download("http://127.0.0.1:9/input.txt", tmp_path / "x")
+        download("http://127.0.0.1:9/input.txt", tmp_path / "raw" / "x")
+    assert not (tmp_path / "raw").exists()
 
 
 def test_a_full_disk_ends_a_download_as_such(server, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Text becomes a data folder, or nothing changes at all."""
 
 import errno
+import itertools
 import json
 import random
 import sys
@@ -237,12 +238,14 @@ class Stories:
     """Stands for support.stories: as many as asked for, half a bit for each byte."""
 
     @staticmethod
-    def generate(seed, held_out=False):
-        number = 0
-        while True:
-            number += 1
+    def generate(seed, held_out=False, language=None):
+        for number in itertools.count():
             words = text(20, f"{seed} {held_out} {number}") + ("held out" if held_out else "told")
-            yield types.SimpleNamespace(text=words, bits=0.5 * len(words.encode()))
+            yield types.SimpleNamespace(text=words)
+
+    @staticmethod
+    def floor_bits_per_byte(stories):
+        return 0.5
 
 
 @pytest.fixture
@@ -266,19 +269,25 @@ def test_text_that_nobody_generated_has_no_floor():
     assert "floor_bits_per_byte" not in result("a")[0]
 
 
-def test_fineweb_edu_is_described_and_left_in_its_shards(monkeypatch, capsys):
+@pytest.fixture
+def shards(monkeypatch):
+    """Small shards of llm.c's in place of the downloads of FineWeb-Edu."""
     ranks = {bytes([i]): i for i in range(256)} | {b"th": 256}
     gpt2 = BytePairTokenizer("gpt2", ranks, {"<|endoftext|>": 257}, eot=257)
-    shards = {}
+    files = {}
     for split, numbers in (("val", [0]), ("train", [1, 2])):
-        shards[split] = [Path(f"data/fineweb_edu/finewebedu_{split}_{i:06d}.bin") for i in numbers]
-        for path in shards[split]:
+        files[split] = [Path(f"data/fineweb_edu/finewebedu_{split}_{i:06d}.bin") for i in numbers]
+        for path in files[split]:
             tokens = np.array([257, *gpt2.encode(f"this is the {split}")], "<u2")
             header = np.zeros(256, "<i4")
             header[:3] = 20240520, 1, len(tokens)
             save(path, header.tobytes() + tokens.tobytes())
     monkeypatch.setattr(prepare_data, "tiktoken_tokenizer", lambda name: gpt2)
-    monkeypatch.setattr(prepare_data, "fineweb_edu_shards", lambda folder, n: shards)
+    monkeypatch.setattr(prepare_data, "fineweb_edu_shards", lambda folder, n: files)
+    return files
+
+
+def test_fineweb_edu_is_described_and_left_in_its_shards(shards, capsys):
     main(["fineweb_edu", "--shards=2"])
     meta = json.loads(Path("data/fineweb_edu/meta.json").read_text(encoding="utf-8"))
     assert meta["splits"]["train"] == {
@@ -288,9 +297,14 @@ def test_fineweb_edu_is_described_and_left_in_its_shards(monkeypatch, capsys):
         "documents": 2,
     }
     assert "python train.py config/gpt2_124m.py" in capsys.readouterr().out
+    dataset = open_dataset("fineweb_edu")
+    assert len(dataset.train) == meta["splits"]["train"]["tokens"]
+    assert dataset.tokenizer.decode(dataset.val.shards[0]) == "<|endoftext|>this is the val"
+
+
+def test_a_damaged_shard_is_named(shards):
     shards["train"][0].write_bytes(shards["train"][0].read_bytes()[:-2])
-    with pytest.raises(SystemExit, match=r"finewebedu_train_000001\.bin is damaged"):
-        main(["fineweb_edu", "--shards=2"])
+    assert "finewebedu_train_000001.bin is damaged" in error_of("fineweb_edu")
 
 
 def test_fineweb_edu_has_the_tokenizer_that_it_has():
@@ -311,7 +325,9 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_smaller_and_told(capsys):
     main([save("a.txt", "abcabc " * 30), "--vocab_size=5000"])
     meta, *_ = result("a")
     assert meta["vocab_size"] < 300
-    assert f"{meta['vocab_size']:,} entries" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no more pairs to merge: the vocabulary is not 5,000 large" in out
+    assert f"{meta['vocab_size']:,} entries" in out
 
 
 def test_a_large_text_is_sampled_evenly_for_its_merges(monkeypatch):
@@ -321,7 +337,12 @@ def test_a_large_text_is_sampled_evenly_for_its_merges(monkeypatch):
     corpus = corpora.Corpus("x", list, sum(map(len, texts)), [])
     config = prepare_data.PrepareConfig(vocab_size=262)
     seen = []
-    monkeypatch.setattr(prepare_data, "train_bpe", lambda texts, size: seen.extend(texts))
+
+    def train(texts, vocab_size):
+        seen.extend(texts)
+        return byte_tokenizer()
+
+    monkeypatch.setattr(prepare_data, "train_bpe", train)
     prepare_data.make_tokenizer(config, corpus, iter(texts))
     assert seen == texts[::4]
 
@@ -363,6 +384,12 @@ def test_the_report_fits_a_terminal_and_says_what_to_type_next(capsys):
     for word in ("documents", "bytes", "tokens", "per token", "dropped", "split", "vocabulary"):
         assert f"\n  {word}" in out
     assert "python train.py config/stories.py --dataset=my_text --out_dir=out/my_text" in out
+
+
+def test_the_glimpse_of_chinese_counts_two_columns_for_a_character():
+    tokenizer = char_tokenizer(["中文ab"])
+    tokens = tokenizer.encode("中a文b中a文b")
+    assert prepare_data.glimpse(tokens, tokenizer, 10) == "中|a|文|b|"
 
 
 def test_the_tokens_at_the_beginning_are_shown(capsys):
