@@ -34,7 +34,7 @@ class SampleConfig:
     temperature: float = 0.8  # below 1 more predictable, above 1 wilder; 0: always the likeliest
     top_k: int = 200  # draw from so many of the likeliest tokens; 0: from all
     top_p: float = 1.0  # draw from the fewest tokens that together have this probability
-    min_p: float = 0.0  # leave out what is less likely than this share of the likeliest
+    min_p: float = 0.05  # leave out what is less likely than this share of the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens that were there become less likely
     stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
     until_eot: bool = True  # stop where the model ends the document
@@ -176,10 +176,10 @@ def first_tokens(tokenizer, start, documents):
         raise SystemExit(f"start={start!r} cannot be continued: {error}") from None
 
 
-def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8):
+def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8, min_p=0.05):
     """One continuation of the tokens `prompt`, as a string: for the eyes, while training."""
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
-    distribution = partial(next_token_distribution, temperature=temperature)
+    distribution = partial(next_token_distribution, temperature=temperature, min_p=min_p)
     stream = TextStream(tokenizer, eot=tokenizer.eot)
     text = ""
     for tokens in generate(

@@ -5,6 +5,7 @@ Alone it does the quick start on data/stories. On N GPUs of one machine:
 """
 
 import dataclasses
+import itertools
 import math
 import time
 from contextlib import contextmanager
@@ -518,10 +519,11 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
     if not (world.is_main and tokenizer and config.sample_tokens and config.causal):
         return evaluate
     prompt = first_tokens(tokenizer, "", dataset.documents)
+    seeds = itertools.count(config.seed)
 
     def evaluate_and_show(faster):
         numbers = evaluate(faster)
-        text = text_of(model, tokenizer, prompt, config.sample_tokens, config.seed)
+        text = text_of(model, tokenizer, prompt, config.sample_tokens, next(seeds))
         report.say(f"  | {' '.join(text.split())}")
         return numbers
 

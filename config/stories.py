@@ -1,27 +1,34 @@
-# The quick start
+# The quick start: a small transformer learns to tell stories, in English and Chinese.
+#   python prepare_data.py && python train.py && python sample.py
+# About two minutes on two CPU cores; ends near 0.32 bits per byte, where the floor is 0.218.
 dataset = "stories"
 out_dir = "out/stories"
-n_layer = 4
-n_head = 4
+
+# Of the 1.6 million weights, a million embed and score the 4,096 tokens.
+n_layer = 3
+n_head = 2
 n_embd = 128
-block_size = 256
-batch_size = 16
-gradient_accumulation_steps = 1
-position = "rope"
+block_size = 256  # about one story
 norm = "rmsnorm"
-mlp = "relu2"
+position = "rope"
 qk_norm = True
+mlp = "relu2"
 tie_weights = False
 init = "zero"
-softcap = 15.0
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+
+batch_size = 12
+gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens a step
+
 optimizer = "muon"
-learning_rate = 1e-2
-muon_learning_rate = 0.02
-weight_decay = 0.0
+learning_rate = 3e-2  # of the embedding and the head
+muon_learning_rate = 0.06  # of the matrices between them
+weight_decay = 0.0  # 2.5 million tokens in 3.1 million: no danger of learning them by heart
 schedule = "linear"
+warmup_iters = 0
 min_lr = 0.0
-max_iters = 1000
-warmup_iters = 10
-eval_interval = 250
-eval_iters = 10
-log_interval = 10
+max_iters = 800
+
+eval_interval = 200
+eval_iters = 20
+log_interval = 20

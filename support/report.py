@@ -112,8 +112,14 @@ class Report:
 
 
 def in_words(numbers):
-    """An evaluation as a person reads it: train loss 1.2345, val loss 1.3456, …"""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
+    """An evaluation as a person reads it: train loss 1.2345, val loss 1.3456, bits/byte 0.4321"""
+    named = {
+        name.replace("_per_", "/").replace("_", " "): number for name, number in numbers.items()
+    }
+    return ", ".join(
+        f"{name} {number:{'.4f' if name.endswith('loss') else '.4g'}}"
+        for name, number in named.items()
+    )
 
 
 def read_log(path):

@@ -1,0 +1,32 @@
+# Real text that every machine has: the source of Python's standard library.
+#   python prepare_data.py python && python train.py config/python_code.py
+dataset = "python"
+out_dir = "out/python"
+
+n_layer = 4
+n_head = 2
+n_embd = 192
+block_size = 256
+norm = "rmsnorm"
+position = "rope"
+qk_norm = True
+mlp = "relu2"
+tie_weights = False
+init = "zero"
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+
+batch_size = 12
+gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens a step
+
+optimizer = "muon"
+learning_rate = 1e-2
+muon_learning_rate = 0.06
+weight_decay = 0.0
+schedule = "linear"
+warmup_iters = 0
+min_lr = 0.0
+max_iters = 800
+
+eval_interval = 200
+eval_iters = 20
+log_interval = 20
