@@ -35,10 +35,10 @@ from support.tokenizer import (
     char_tokenizer,
     cut,
     fingerprint,
-    load_tokenizer,
     tiktoken_tokenizer,
     train_bpe,
 )
+from support.tokenizer_files import load_tokenizer
 
 DATA = Path("data")
 FORMAT = 1

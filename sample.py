@@ -4,8 +4,10 @@ The text alone goes to standard output, as it is made; what is said about it to 
 """
 
 import codecs
+import os
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +18,10 @@ from model import KVCache
 from support.checkpoint import find_checkpoint, load_model
 from support.config import load_config
 from support.processes import open_world
+from support.tokenizer import tiktoken_tokenizer
 
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
+FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
 SEPARATOR = "---------------"
 
 
@@ -261,22 +265,41 @@ def load_for_sampling(config, world):
     source = config.out_dir if config.init_from == "resume" else config.init_from
     path = find_checkpoint(source)
     model, tokenizer, checkpoint = load_model(path, world.device)
-    if tokenizer is None:
-        raise SystemExit(
-            f"{path} was trained on tokens that came without a tokenizer; add the meta.json or "
-            "meta.pkl to its data folder and resume it once"
-        )
+    tokenizer = tokenizer or assumed_tokenizer(path)
+    documents = checkpoint["data"].get("train_documents", 0)
     best = checkpoint["progress"]["best"]
     saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
     told = "" if best is None else f", best {checkpoint['train_config']['best_metric']} {best:.4f}"
     print(f"{path}: step {checkpoint['step']:,}{told}, saved {saved}", file=sys.stderr)
-    return model.to(world.dtype), tokenizer, checkpoint["data"].get("train_documents", 0)
+    small = sum(weight.numel() for weight in model.parameters()) < FLOAT32_BELOW
+    if small and config.dtype == "auto" and world.device.type == "cpu":
+        return model, tokenizer, documents
+    return model.to(world.dtype), tokenizer, documents
+
+
+def assumed_tokenizer(path):
+    """GPT-2's, which nanoGPT too assumes for tokens that came without any."""
+    try:
+        return tiktoken_tokenizer("gpt2")
+    except ValueError as error:
+        raise SystemExit(
+            f"{path} has no tokenizer, so it is taken to be GPT-2's: {error}"
+        ) from None
+
+
+@contextmanager
+def until_nobody_reads():
+    """A context that ends quietly when the reader of a pipe, such as `head`, has had enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main():
     config = load_config(SampleConfig)
     sys.stdout.reconfigure(encoding="utf-8")
-    with open_world(config.device, config.dtype) as world:
+    with open_world(config.device, config.dtype) as world, until_nobody_reads():
         model, tokenizer, documents = load_for_sampling(config, world)
         for start in starts(config):
             prompt = first_tokens(tokenizer, start, documents)

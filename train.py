@@ -524,7 +524,7 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
     def evaluate_and_show(faster):
         numbers = evaluate(faster)
         text = text_of(model, tokenizer, prompt, config.sample_tokens, next(seeds))
-        report.say(f"  | {' '.join(text.split())}")
+        report.say("\n".join(f"  | {line}" for line in text.splitlines()))
         return numbers
 
     return evaluate_and_show

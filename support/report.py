@@ -113,13 +113,11 @@ class Report:
 
 def in_words(numbers):
     """An evaluation as a person reads it: train loss 1.2345, val loss 1.3456, bits/byte 0.4321"""
-    named = {
-        name.replace("_per_", "/").replace("_", " "): number for name, number in numbers.items()
-    }
-    return ", ".join(
-        f"{name} {number:{'.4f' if name.endswith('loss') else '.4g'}}"
-        for name, number in named.items()
-    )
+    words = []
+    for name, number in numbers.items():
+        digits = ".4f" if name.endswith("loss") else ".4g"
+        words.append(f"{name.replace('_per_', '/').replace('_', ' ')} {number:{digits}}")
+    return ", ".join(words)
 
 
 def read_log(path):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support.tokenizer import fingerprint, tokenizer_from_dict, tokenizer_from_nanogpt
+from support.tokenizer import fingerprint, tokenizer_from_dict
+from support.tokenizer_files import tokenizer_from_nanogpt
 
 # llm.c's shards begin with 256 int32: a magic number, a version, the number of tokens.
 HEADER_BYTES = 1024

@@ -9,12 +9,10 @@ import base64
 import hashlib
 import heapq
 import json
-import pickle
 import sys
 import unicodedata
 from collections import Counter, defaultdict
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import regex
@@ -28,10 +26,6 @@ END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
 # GPT-2's idea of a word: merges never reach from one word into the next.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# The same once every digit has been set apart, as SmolLM does it.
-DIGITS_PATTERN = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-)
 
 # tiktoken's regular expressions give up near a million blanks in a row: text goes there in pieces.
 # Small ones: with many of megabytes, the heap frays and a large text takes ever more memory.
@@ -326,183 +320,6 @@ def fingerprint(tokenizer):
     """The sha256, hexadecimal, of all that the tokenizer is: equal for equal tokenizers alone."""
     canonical = json.dumps(tokenizer.to_dict(), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-# ------------------------------------------------------------------- reading other people's files
-
-
-def load_tokenizer(source):
-    """The tokenizer of a data folder, a run, a Hugging Face or nanoGPT folder, or a file in one."""
-    source = Path(source)
-    if source.is_dir():
-        names = ("ckpt.pt", "best.pt", "meta.json", "tokenizer.json", "meta.pkl")
-        found = [source / name for name in names if (source / name).is_file()]
-        if not found:
-            raise ValueError(f"{source} holds no tokenizer: none of {', '.join(names)} is in it")
-        source = found[0]
-    if not source.is_file():
-        raise ValueError(f"there is no file or folder {source} to take a tokenizer from")
-    if source.suffix == ".pt":
-        from support.checkpoint import load_tokenizer_of_run  # which itself stands on this module
-
-        return load_tokenizer_of_run(source)
-    if source.suffix == ".pkl":
-        return tokenizer_from_nanogpt(source)
-    content = read_json(source)
-    if "model" in content:
-        return huggingface_tokenizer(source)
-    try:
-        return tokenizer_from_dict(content.get("tokenizer", content))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{source} is JSON, but not a tokenizer's ({error!r})") from error
-
-
-def read_json(path):
-    """The object in a JSON file."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is JSON, but not a tokenizer's: expected an object in braces")
-    return content
-
-
-UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError)
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, text and numbers; what would import or call anything is refused."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def tokenizer_from_nanogpt(path):
-    """The characters of a nanoGPT `meta.pkl`, or of its folder; there are no special tokens."""
-    path = Path(path)
-    path = path / "meta.pkl" if path.is_dir() else path
-    try:
-        with open(path, "rb") as file:
-            stoi = PlainUnpickler(file).load()["stoi"]
-        characters = sorted(stoi, key=stoi.get)
-        is_plain = sorted(stoi.values()) == list(range(len(stoi)))
-        is_plain = is_plain and all(isinstance(c, str) and len(c) == 1 for c in characters)
-    except (*UNPICKLING_ERRORS, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a nanoGPT meta.pkl; nothing was run ({error})") from error
-    if not is_plain:
-        raise ValueError(f"{path}: expected `stoi` to number single characters from 0 on")
-    return CharTokenizer("".join(characters), {})
-
-
-def huggingface_tokenizer(path):
-    """The byte-level BPE of a Hugging Face `tokenizer.json`, or of the folder it is in.
-
-    Raises ValueError, with the reason, for what bytes, a split pattern and ranks cannot express.
-    """
-    path = Path(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    content = read_json(path)
-    try:
-        return tokenizer_from_huggingface(content)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no tokenizer.json known here: {error!r}") from error
-
-
-def tokenizer_from_huggingface(content):
-    model, added = content["model"], content.get("added_tokens", [])
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        kind = "SentencePiece-like BPE" if model.get("byte_fallback") else model.get("type")
-        raise ValueError(f"its model is {kind}, and only byte-level BPE is read")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(option):
-            raise ValueError(f"its model sets {option}={model[option]!r}, which has no equal here")
-    for token in added:
-        if not token["content"].strip():
-            raise ValueError(f"it adds blanks as a token of their own ({token['content']!r})")
-    form = (content.get("normalizer") or {}).get("type")
-    if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
-        raise ValueError(f"its normalizer is {form}, and only Unicode's normal forms are known")
-    special_tokens = {token["content"]: token["id"] for token in added}
-    ranks = {as_bytes(text): i for text, i in model["vocab"].items() if text not in special_tokens}
-    check_merges(ranks, [merge_of(line) for line in model["merges"]], model.get("ignore_merges"))
-    eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
-    pattern = split_pattern(content.get("pre_tokenizer") or {})
-    return BytePairTokenizer("huggingface", ranks, special_tokens, pattern, eot, form)
-
-
-def split_pattern(pre_tokenizer):
-    """The regular expression by which a Hugging Face pre-tokenizer cuts text into words."""
-    *before, byte_level = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    kinds = [step.get("type") for step in (*before, byte_level)]
-    splits_itself = byte_level.get("use_regex", True)
-    if kinds[-1] == "ByteLevel" and not byte_level.get("add_prefix_space", True):
-        if len(kinds) == 1 and splits_itself:
-            return GPT2_PATTERN
-        if kinds[:-1] == ["Digits"] and before[0].get("individual_digits") and splits_itself:
-            return DIGITS_PATTERN
-        if kinds[:-1] == ["Split"] and before[0]["behavior"] == "Isolated" and not splits_itself:
-            pattern = before[0]["pattern"].get("Regex", "")
-            # Hugging Face reads `{1,3}+` as a repetition of the whole, tiktoken does not.
-            repeats = regex.search(r"\d\}\+", pattern)
-            if pattern and not repeats and not before[0].get("invert"):
-                return pattern
-    raise ValueError(
-        f"its pre-tokenizer ({', '.join(map(str, kinds))}) splits in a way unknown here"
-    )
-
-
-def check_merges(ranks, merges, whole_words=False):
-    """Raise ValueError unless joining by the lowest id, as tiktoken does, follows these merges.
-
-    `whole_words`: a word that is a token is taken as such, without a look at the merges.
-    """
-    if not all(bytes([i]) in ranks for i in range(256)):
-        raise ValueError("its vocabulary lacks some of the 256 bytes")
-    order = [ranks.get(left + right, -1) for left, right in merges]
-    if order != sorted(order) or -1 in order:
-        raise ValueError("its merges are not in the order of their tokens' ids")
-    listed = set(merges)
-    for part in ranks:
-        if len(part) == 1 or split_in_two(ranks, part) in listed:
-            continue
-        splits = [(part[:i], part[i:]) for i in range(1, len(part))]
-        possible = {split for split in splits if split[0] in ranks and split[1] in ranks}
-        if not (whole_words and possible <= listed):
-            raise ValueError(f"its token {part!r} does not come about by its merges")
-
-
-def split_in_two(ranks, part):
-    """The two tokens whose merge makes this one: what its bytes are just before that merge."""
-    pieces = [part[i : i + 1] for i in range(len(part))]
-    while len(pieces) > 2:
-        joined = [ranks.get(left + right, UNKNOWN) for left, right in pairwise(pieces)]
-        first = min(range(len(joined)), key=joined.__getitem__)
-        pieces[first : first + 2] = [pieces[first] + pieces[first + 1]]
-    return tuple(pieces)
-
-
-def merge_of(line):
-    """A merge as two byte strings; the file has them as "a b" or, in newer files, as ["a", "b"]."""
-    left, right = line.split(" ") if isinstance(line, str) else line
-    return as_bytes(left), as_bytes(right)
-
-
-def as_bytes(text):
-    """The bytes that a Hugging Face file writes as printable characters, one for each."""
-    return bytes(BYTE_OF_CHARACTER[character] for character in text)
-
-
-def byte_alphabet():
-    """GPT-2's characters for bytes: a printable one stands for itself, the others follow U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (i for i in range(256) if i not in printable)
-    return {chr(i): i for i in printable} | {chr(256 + n): i for n, i in enumerate(others)}
-
-
-BYTE_OF_CHARACTER = byte_alphabet()
 
 
 # --------------------------------------------------------------------------------- pieces of text

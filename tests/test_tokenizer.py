@@ -15,21 +15,23 @@ from tiktoken_ext import openai_public
 
 from support import tokenizer as module
 from support.tokenizer import (
-    BYTE_OF_CHARACTER,
-    DIGITS_PATTERN,
     GPT2_PATTERN,
     SPECIAL_TOKENS,
     byte_tokenizer,
     char_tokenizer,
     cut,
     fingerprint,
+    tiktoken_tokenizer,
+    tokenizer_from_dict,
+    train_bpe,
+)
+from support.tokenizer_files import (
+    BYTE_OF_CHARACTER,
+    DIGITS_PATTERN,
     huggingface_tokenizer,
     load_tokenizer,
     split_in_two,
-    tiktoken_tokenizer,
-    tokenizer_from_dict,
     tokenizer_from_nanogpt,
-    train_bpe,
 )
 
 ENGLISH = "the cat sat on the mat; the other cat didn't.\n\nThey'll all meet in the hat at 12:30 "
