@@ -282,9 +282,7 @@ def assumed_tokenizer(path):
     try:
         return tiktoken_tokenizer("gpt2")
     except ValueError as error:
-        raise SystemExit(
-            f"{path} has no tokenizer, so it is taken to be GPT-2's: {error}"
-        ) from None
+        raise SystemExit(f"{path} has no tokenizer; GPT-2's was tried: {error}") from None
 
 
 @contextmanager
