@@ -4,10 +4,8 @@ The text alone goes to standard output, as it is made; what is said about it to 
 """
 
 import codecs
-import os
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -171,10 +169,14 @@ def overlap(text, stop):
 
 
 def first_tokens(tokenizer, start, documents):
-    """What the model sees first: `start`, or where that is empty, the end of the text before it."""
-    if not start and tokenizer.eot is not None and documents >= FEW_DOCUMENTS:
-        return [tokenizer.eot]
+    """What the model sees first: the end of another document, which tells it to begin, and `start`.
+
+    A model of one long text knows no such end; where there is no `start` either, it gets a newline.
+    """
+    knows_ends = tokenizer.eot is not None and documents >= FEW_DOCUMENTS
     try:
+        if knows_ends:
+            return [tokenizer.eot, *tokenizer.encode(start).tolist()]
         return tokenizer.encode(start or "\n").tolist()
     except ValueError as error:
         raise SystemExit(f"start={start!r} cannot be continued: {error}") from None
@@ -285,19 +287,10 @@ def assumed_tokenizer(path):
         raise SystemExit(f"{path} has no tokenizer; GPT-2's was tried: {error}") from None
 
 
-@contextmanager
-def until_nobody_reads():
-    """A context that ends quietly when the reader of a pipe, such as `head`, has had enough."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main():
     config = load_config(SampleConfig)
     sys.stdout.reconfigure(encoding="utf-8")
-    with open_world(config.device, config.dtype) as world, until_nobody_reads():
+    with open_world(config.device, config.dtype) as world:
         model, tokenizer, documents = load_for_sampling(config, world)
         for start in starts(config):
             prompt = first_tokens(tokenizer, start, documents)

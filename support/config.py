@@ -16,6 +16,8 @@ from types import ModuleType
 
 import tyro
 
+from support.files import until_nobody_reads
+
 # Options of nanoGPT's that have another form here: what each value stands for.
 TRANSLATED = {
     "decay_lr": {"True": [], "False": ["--schedule=constant", "--warmup_iters=0"]},
@@ -72,9 +74,10 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
             words += translate(option, knobs)
     try:
         flags_take_a_value = (tyro.conf.FlagConversionOff,)  # --compile=False, not --no-compile
-        return tyro.cli(
-            Config, args=words, default=default, use_underscores=True, config=flags_take_a_value
-        )
+        with until_nobody_reads():
+            return tyro.cli(
+                Config, args=words, default=default, use_underscores=True, config=flags_take_a_value
+            )
     except SystemExit as stop:
         if stop.code and files:
             print(f"Read were {', '.join(files)}, then the command line.", file=sys.stderr)

@@ -1,6 +1,10 @@
-"""Files that are either whole or not there: nothing a user made is ever half-written."""
+"""Files that are either whole or not there: nothing a user made is ever half-written.
+
+And a pipe that nobody reads any more.
+"""
 
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,3 +25,14 @@ def replacing(path, mode="wb"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def until_nobody_reads():
+    """A context that exits quietly when the reader of a pipe, such as `head`, has had enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails at exit
+        raise SystemExit(0) from None

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from support.files import until_nobody_reads
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -87,7 +89,8 @@ def open_world(device="auto", dtype="auto"):
     if size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(device, pick_dtype(dtype, device), rank, size)
+        with until_nobody_reads():
+            yield World(device, pick_dtype(dtype, device), rank, size)
     except KeyboardInterrupt:
         raise SystemExit("\nstopped at once") from None
     finally:

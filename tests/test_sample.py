@@ -11,7 +11,7 @@ import torch
 
 import sample
 from model import ModelConfig, Transformer
-from sample import TextStream, generate, next_token_distribution
+from sample import TextStream, first_tokens, generate, next_token_distribution
 from support.tokenizer import byte_tokenizer
 from tests.conftest import REPOSITORY, TINY
 
@@ -208,6 +208,14 @@ def trained(train_tiny):
     train_tiny("--max_iters=60", "--eval_interval=60")
 
 
+def test_a_start_begins_a_document_where_the_model_knows_documents():
+    tokenizer = byte_tokenizer()
+    assert first_tokens(tokenizer, "hi", documents=1000) == [tokenizer.eot, *b"hi"]
+    assert first_tokens(tokenizer, "", documents=1000) == [tokenizer.eot]
+    assert first_tokens(tokenizer, "hi", documents=1) == list(b"hi")
+    assert first_tokens(tokenizer, "", documents=1) == list(b"\n")
+
+
 def test_the_text_alone_goes_to_standard_output(trained, run, capsys):
     run("sample.py", "--out_dir=out/tiny", "--start=the cat", "--num_samples=1")
     shown = capsys.readouterr()
@@ -306,6 +314,18 @@ def test_a_terminal_gets_utf8_whatever_its_locale_says(trained):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode("utf-8").startswith("猫")
+
+
+@pytest.mark.parametrize("words", (["train.py", "--help"], ["sample.py", "--num_samples=50"]))
+def test_a_reader_who_has_had_enough_causes_no_traceback(trained, words):
+    command = [sys.executable, str(REPOSITORY / words[0]), *words[1:]]
+    if words[0] == "sample.py":
+        command.append("--out_dir=out/tiny")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert "Error" not in process.stderr.read().decode()
+    assert process.returncode == 0
 
 
 def test_training_shows_what_the_model_would_write(train_tiny, capsys):
