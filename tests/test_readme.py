@@ -1,0 +1,120 @@
+"""What the READMEs say is so: their commands run, their knobs and files exist."""
+
+import re
+import shlex
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from prepare_data import PrepareConfig
+from sample import SampleConfig
+from support.config import load_config
+from tests.conftest import REPOSITORY, call, tiny_text
+from train import TrainConfig
+
+READMES = ["README.md", "README.zh.md"]
+CONFIGS = {"train.py": TrainConfig, "sample.py": SampleConfig, "prepare_data.py": PrepareConfig}
+# Typed behind the README's own options, these make any run small.
+SHORTER = {
+    "train.py": "--n_layer=1 --n_head=2 --n_embd=16 --block_size=32 --batch_size=2 --max_iters=3 "
+    "--gradient_accumulation_steps=1 --eval_iters=1 --sample_tokens=3 --device=cpu",
+    "sample.py": "--max_new_tokens=5 --device=cpu",
+    "prepare_data.py": "",
+}
+NEEDS_NETWORK = {"shakespeare", "tinystories", "fineweb_edu"}
+
+
+def commands(readme):
+    """The commands in the code blocks of a README and in its running text, without comments."""
+    text = (REPOSITORY / readme).read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
+    lines = blocks.replace("\\\n", " ").splitlines() + re.findall(r"`(python \w+\.py[^`]*)`", text)
+    lines = [line.partition(" > ")[0] for line in lines]  # the shell's part
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def is_script(words):
+    return words[0] == "python" and words[1].endswith(".py")
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """A function that types a command, in a folder like a fresh clone with the user's own texts."""
+    monkeypatch.chdir(tmp_path)
+    Path("config").symlink_to(REPOSITORY / "config")
+    for name in ("my_novel.txt", "我的小说.txt", "shakespeare.txt"):
+        Path(name).write_text(tiny_text(), encoding="utf-8")
+    call(monkeypatch, "prepare_data.py", "shakespeare.txt", "--dataset=shakespeare_char")
+
+    def type_in(script, *options):
+        call(monkeypatch, script, *options, *SHORTER[script].split())
+
+    return type_in
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_commands_of_a_readme_run(readme, user, capsys):
+    ran = set()
+    for words in commands(readme):
+        if not is_script(words) or NEEDS_NETWORK & set(words) or "--help" in words:
+            continue
+        script, options = words[1], words[2:]
+        if script == "prepare_data.py" and set(options) <= {"stories"}:
+            options.append("--megabytes=0.3")
+        user(script, *options)
+        ran.add(script)
+    assert ran == set(SHORTER)
+    assert Path("out/stories/best.pt").exists()
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_commands_that_are_not_run_here_are_understood(readme, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    for words in commands(readme):
+        if words[0] == "torchrun":
+            words = ["python", *words[next(i for i, w in enumerate(words) if w == "train.py") :]]
+        if is_script(words) and "--help" not in words:
+            takes_files = words[1] != "prepare_data.py"
+            load_config(CONFIGS[words[1]], words[2:], takes_files=takes_files)
+        for name in words:
+            if name.startswith("requirements"):
+                assert Path(name).exists()
+
+
+def test_without_a_connection_a_download_offers_what_needs_none(tmp_path, monkeypatch):
+    def no_connection(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", no_connection)
+    for name in NEEDS_NETWORK:
+        with pytest.raises(SystemExit, match="stories"):
+            call(monkeypatch, "prepare_data.py", name)
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_knob_that_a_readme_names_exists(readme):
+    known = {name for Config in CONFIGS.values() for name in Config.__dataclass_fields__}
+    named = set(re.findall(r"`--(\w+)", (REPOSITORY / readme).read_text(encoding="utf-8")))
+    assert named <= known | {"help"}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_says(readme):
+    text = (REPOSITORY / readme).read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)]*)\)", text):
+        assert (REPOSITORY / path).exists(), path
+    told = re.findall(r"\]\((\w+\.py)\) \| (\d+) \|", text)
+    assert len(told) == 4
+    for path, lines in told:
+        length = len((REPOSITORY / path).read_text(encoding="utf-8").splitlines())
+        assert int(lines) == pytest.approx(length, rel=0.1), path
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_first_screen_of_a_readme_has_the_quick_start(readme):
+    lines = (REPOSITORY / readme).read_text(encoding="utf-8").splitlines()
+    assert lines.index("python prepare_data.py") < 15
+    before = " ".join(lines[: lines.index("python prepare_data.py")])
+    assert len(before.split()) < 120
