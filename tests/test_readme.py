@@ -45,6 +45,8 @@ def user(tmp_path, monkeypatch):
     Path("config").symlink_to(REPOSITORY / "config")
     for name in ("my_novel.txt", "我的小说.txt", "shakespeare.txt"):
         Path(name).write_text(tiny_text(), encoding="utf-8")
+    Path("my_project").mkdir()
+    Path("my_project/main.py").write_text("print('hello')\n" * 100, encoding="utf-8")
     call(monkeypatch, "prepare_data.py", "shakespeare.txt", "--dataset=shakespeare_char")
 
     def type_in(script, *options):
