@@ -78,6 +78,12 @@ class ModelConfig:
     def head_channels(self):
         return self.head_size or self.n_embd // self.n_head
 
+    @property
+    def mlp_channels(self):
+        if self.mlp == "swiglu":  # three matrices instead of two: as many weights, rounded up
+            return self.mlp_size or 64 * math.ceil(self.n_embd * 8 / 3 / 64)
+        return self.mlp_size or 4 * self.n_embd
+
 
 # -------------------------------------------------------------------------- attention, in functions
 
@@ -149,10 +155,9 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        half = config.head_channels // 2
-        frequencies = config.rope_theta ** -(torch.arange(half) / half)  # radians per position
-        if config.rope_scaling is not None:
-            frequencies = stretched(frequencies, *config.rope_scaling)
+        frequencies = rotary_frequencies(
+            config.head_channels, config.rope_theta, config.rope_scaling
+        )
         angles = torch.outer(torch.arange(config.block_size), frequencies)         # (T, D/2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -167,6 +172,13 @@ def rotate(x, cos, sin):
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos.type_as(x), sin.type_as(x)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def rotary_frequencies(head_channels, theta, scaling=None):
+    """How fast each pair of channels turns, in radians per position: (D/2,), falling from 1."""
+    half = head_channels // 2
+    frequencies = theta ** -(torch.arange(half) / half)
+    return frequencies if scaling is None else stretched(frequencies, *scaling)
 
 
 def stretched(frequencies, factor, low, high, old_context):
@@ -282,7 +294,7 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        hidden = config.mlp_size or 4 * config.n_embd
+        hidden = config.mlp_channels
         self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.activation = ACTIVATIONS[config.mlp]
@@ -297,7 +309,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        hidden = config.mlp_size or 64 * math.ceil(config.n_embd * 8 / 3 / 64)
+        hidden = config.mlp_channels
         self.gate = nn.Linear(config.n_embd, hidden, bias=config.bias)
         self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from model import KVCache
-from support.checkpoint import find_checkpoint, load_model
+from support.checkpoint import in_a_line, load_model
 from support.config import load_config
 from support.processes import open_world
 from support.tokenizer import tiktoken_tokenizer
@@ -168,16 +168,23 @@ def overlap(text, stop):
     return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-def first_tokens(tokenizer, start, documents):
-    """What the model sees first: the end of another document, which tells it to begin, and `start`.
+def token_before(tokenizer, documents):
+    """The token to put before a text, as in training: a beginning, or another text's end; or None.
 
-    A model of one long text knows no such end; where there is no `start` either, it gets a newline.
+    A model of one long text knows neither.
     """
-    knows_ends = tokenizer.eot is not None and documents >= FEW_DOCUMENTS
+    if tokenizer.bos is None and documents >= FEW_DOCUMENTS:
+        return tokenizer.eot
+    return tokenizer.bos
+
+
+def first_tokens(tokenizer, start, documents):
+    """What the model sees first: the token before a text, and `start`; of neither, a newline."""
+    first = token_before(tokenizer, documents)
     try:
-        if knows_ends:
-            return [tokenizer.eot, *tokenizer.encode(start).tolist()]
-        return tokenizer.encode(start or "\n").tolist()
+        if first is None:
+            return tokenizer.encode(start or "\n").tolist()
+        return [first, *tokenizer.encode(start).tolist()]
     except ValueError as error:
         raise SystemExit(f"start={start!r} cannot be continued: {error}") from None
 
@@ -265,17 +272,13 @@ def read_text(path):
 def load_for_sampling(config, world):
     """(model, tokenizer, number of documents it was trained on), told on standard error."""
     source = config.out_dir if config.init_from == "resume" else config.init_from
-    path = find_checkpoint(source)
-    model, tokenizer, checkpoint = load_model(path, world.device)
-    tokenizer = tokenizer or assumed_tokenizer(path)
+    model, tokenizer, checkpoint = load_model(source, world.device, dtype=None)
+    print(in_a_line(checkpoint), file=sys.stderr)
+    tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"])
     documents = checkpoint["data"].get("train_documents", 0)
-    best = checkpoint["progress"]["best"]
-    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-    told = "" if best is None else f", best {checkpoint['train_config']['best_metric']} {best:.4f}"
-    print(f"{path}: step {checkpoint['step']:,}{told}, saved {saved}", file=sys.stderr)
     small = sum(weight.numel() for weight in model.parameters()) < FLOAT32_BELOW
     if small and config.dtype == "auto" and world.device.type == "cpu":
-        return model, tokenizer, documents
+        return model.float(), tokenizer, documents
     return model.to(world.dtype), tokenizer, documents
 
 

@@ -33,6 +33,7 @@ from support.config import load_config, show_config
 from support.processes import StopSignal, compiled, only_main_prints, open_world
 from support.report import Report, advice_on_memory, in_words, show_plan
 from support.token_files import Windows, open_dataset
+from support.weights import assembled
 
 QUICK_START = Path(__file__).parent / "config" / "stories.py"
 SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
@@ -447,6 +448,11 @@ def read_config():
     if config.init_from != "resume":
         return config, None
     resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
+    if "origin" in resumed:
+        raise SystemExit(
+            f"{config.out_dir} is a run of {resumed['origin']}'s; to go on with it, first type: "
+            f"python convert.py {config.out_dir} --to=shiftgpt --out=out/NAME"
+        )
     print(f"going on with {config.out_dir} at step {resumed['step']}, with its settings")
     stored = TrainConfig(**resumed["train_config"])
     config = dataclasses.replace(load_config(TrainConfig, default=stored), out_dir=config.out_dir)
@@ -470,12 +476,12 @@ def make_model(config, dataset, resumed):
             f"vocab_size={vocab_size} is too small for {dataset.path}, whose tokenizer has "
             f"{dataset.vocab_size}; leave it out, or give at least that"
         )
-    torch.manual_seed(config.seed)
-    model = Transformer(model_part(config, vocab_size=vocab_size))
+    shape = model_part(config, vocab_size=vocab_size)
     if resumed:
         check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
-        model.load_state_dict(resumed["model"])
-    return config, model
+        return config, assembled(shape, resumed["model"])
+    torch.manual_seed(config.seed)
+    return config, Transformer(shape)
 
 
 def model_part(config, **changes):
@@ -488,6 +494,11 @@ def pretrained_model(config, dataset):
     """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
     model, tokenizer, _ = load_model(config.init_from)
     check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
+    if dataset.vocab_size > model.config.vocab_size:
+        raise SystemExit(
+            f"{config.init_from} knows {model.config.vocab_size} tokens, and {dataset.path} has "
+            f"{dataset.vocab_size}; prepare it with --tokenizer={config.init_from}"
+        )
     own = {"dropout", "attention_dropout", "fused_attention"}  # do not change what weights mean
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
     shape["block_size"] = min(config.block_size, model.config.block_size)
@@ -498,10 +509,8 @@ def pretrained_model(config, dataset):
     weights = model.state_dict()
     if config.position == "learned":
         name = "position.embedding.weight"
-        weights[name] = weights[name][: config.block_size]
-    model = Transformer(model_part(config))
-    model.load_state_dict(weights)
-    return config, model
+        weights[name] = weights[name][: config.block_size].clone()
+    return config, assembled(model_part(config), weights)
 
 
 def check_tokenizer(stored, dataset, source):

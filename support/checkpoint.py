@@ -12,18 +12,24 @@ A checkpoint is a dict of tensors, numbers and text, so that reading one can exe
 
 import pickle
 import platform
+import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from model import ModelConfig, Transformer
+from model import ModelConfig
 from support.files import replacing
+from support.nanogpt import from_nanogpt
 from support.tokenizer import tokenizer_from_dict
+from support.weights import assembled
 
 FORMAT = 1
 LAST, BEST = "ckpt.pt", "best.pt"
+# A model on the hub, such as Qwen/Qwen3-0.6B; out/ is where runs are.
+HUB_NAME = re.compile(r"(?!out/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
 KEPT = (LAST, BEST, "log.jsonl", "loss.png")  # what a run leaves in its out_dir
 
 
@@ -61,6 +67,11 @@ def read_checkpoint(path):
         raise SystemExit(f"{path} is no checkpoint, or was cut off: {reason}") from None
     if damaged:
         raise SystemExit(f"{path} is damaged (in {damaged}); take another copy of it")
+    if isinstance(contents, dict) and "model_args" in contents:
+        try:
+            return from_nanogpt(contents, path)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SystemExit(f"{path} is like a checkpoint of nanoGPT's, but: {error!r}") from None
     if not isinstance(contents, dict) or "model_config" not in contents:
         raise SystemExit(f"{path} holds tensors, but is no checkpoint of train.py or finetune.py")
     if contents["format"] > FORMAT:
@@ -68,16 +79,50 @@ def read_checkpoint(path):
     return contents
 
 
-def load_model(source, device="cpu"):
+def load_model(source, device="cpu", dtype=torch.float32):
     """(model, tokenizer, checkpoint) of a run's folder or a checkpoint, with the averaged weights.
 
-    The tokenizer is None for a run on data that came without one.
+    Of nanoGPT's too, and of a Hugging Face folder or one on the hub: there the checkpoint says only
+    its `origin`. The weights come in `dtype`, None: as they are stored. The tokenizer is None for a
+    run on data that came without one.
     """
-    checkpoint = read_checkpoint(find_checkpoint(source))
-    model = Transformer(ModelConfig(**checkpoint["model_config"]))
-    model.load_state_dict({**checkpoint["model"], **(checkpoint["ema"] or {})})
+    folder = huggingface_folder(source)
+    if folder:
+        from support.huggingface import read_model
+
+        model, tokenizer = read_model(folder, dtype)
+        checkpoint = {"origin": "Hugging Face", "path": folder, "data": {}, "train_config": {}}
+        return model.to(device), tokenizer, checkpoint
+    path = find_checkpoint(source)
+    checkpoint = read_checkpoint(path) | {"path": path}
+    weights = {**checkpoint["model"], **(checkpoint["ema"] or {})}
+    model = assembled(ModelConfig(**checkpoint["model_config"]), weights)
     tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
     return model.to(device).eval(), tokenizer, checkpoint
+
+
+def huggingface_folder(source):
+    """The folder in Hugging Face's format that `source` is, or names on the hub; None: neither."""
+    path = Path(source)
+    if (path / "config.json").is_file():
+        return path
+    is_local = path.exists() or (path.parent != Path() and path.parent.is_dir())
+    if is_local or not HUB_NAME.fullmatch(str(source)):
+        return None
+    from support.huggingface import from_hub
+
+    return from_hub(str(source))
+
+
+def in_a_line(checkpoint):
+    """What a person wants to know of a checkpoint that `load_model` gave."""
+    path = checkpoint["path"]
+    if "step" not in checkpoint:
+        return f"{path}: from {checkpoint['origin']}"
+    best, metric = checkpoint["progress"]["best"], checkpoint["train_config"].get("best_metric")
+    told = "" if best is None else f", best {metric or 'val_loss'} {best:.4f}"
+    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    return f"{path}: step {checkpoint['step']:,}{told}, saved {saved}"
 
 
 def load_tokenizer_of_run(source):
@@ -119,7 +164,8 @@ def restore(checkpoint, model, optimizers, average, scaler):
     restore_optimizer_state(model, optimizers, checkpoint["optimizer"])
     for name, weight in average.weights.items():
         weight.copy_((checkpoint["ema"] or checkpoint["model"])[name])
-    scaler.load_state_dict(checkpoint["scaler"])
+    if checkpoint["scaler"]:
+        scaler.load_state_dict(checkpoint["scaler"])
     return checkpoint["progress"]
 
 

@@ -64,7 +64,8 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     argv = list(sys.argv[1:] if argv is None else argv)
     files = [word for word in argv if takes_files and is_config_file(word)]
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):
-        print(f"no config file named: using {as_typed(default_file)}")
+        if "--init_from=resume" not in argv:  # which takes the settings of the run
+            print(f"no config file named: using {as_typed(default_file)}")
         argv.insert(0, str(default_file))
     knobs = {field.name for field in dataclasses.fields(Config)}
     words = []

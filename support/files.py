@@ -4,6 +4,7 @@ And a pipe that nobody reads any more.
 """
 
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,30 @@ def replacing(path, mode="wb"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def must_be_new(path):
+    """`path` as a Path; exits where there is a file or a folder that is not empty."""
+    path = Path(path)
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise SystemExit(f"{path} is there already and is left as it is; choose another --out")
+    return path
+
+
+@contextmanager
+def new_folder(path):
+    """A folder to write into that becomes `path` once it is complete; exits if there is one."""
+    path = must_be_new(path)
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class CharTokenizer:
     """One token per character of the training text."""
 
     kind = "char"
+    bos = chat_template = None
 
     def __init__(self, characters, special_tokens):
         """`characters` in the order of their ids, from 0 on; `special_tokens` maps text to id."""
@@ -101,13 +102,25 @@ class BytePairTokenizer:
     `ranks` maps the bytes of each token to its id; of two possible merges the lower id goes first.
     """
 
-    def __init__(self, kind, ranks, special_tokens, pattern=GPT2_PATTERN, eot=None, form=None):
+    def __init__(
+        self,
+        kind,
+        ranks,
+        special_tokens,
+        pattern=GPT2_PATTERN,
+        eot=None,
+        form=None,
+        bos=None,
+        chat_template=None,
+    ):
         self.kind = kind
         self.ranks = ranks
         self.special_tokens = special_tokens
         self.pattern = pattern
         self.eot = eot
         self.form = form  # Unicode's normal form that text is brought to first, such as "NFC"
+        self.bos = bos  # what every text begins with, such as Llama's <|begin_of_text|>
+        self.chat_template = chat_template  # how Hugging Face writes a conversation, in Jinja
         self.bytes_of = {i: part for part, i in ranks.items()}
         self.bytes_of |= {i: text.encode() for text, i in special_tokens.items()}
         self.vocab_size = max(self.bytes_of) + 1
@@ -141,6 +154,7 @@ class BytePairTokenizer:
     def to_dict(self):
         """Everything there is to know, JSON-able; the ranks as in tiktoken's own files."""
         ranks = sorted(self.ranks.items(), key=lambda item: item[1])
+        rest = {"bos": self.bos, "chat_template": self.chat_template}
         return {
             "kind": self.kind,
             "pattern": self.pattern,
@@ -148,7 +162,7 @@ class BytePairTokenizer:
             "special_tokens": self.special_tokens,
             "eot": self.eot,
             "ranks": "\n".join(f"{base64.b64encode(part).decode()} {i}" for part, i in ranks),
-        }
+        } | {name: value for name, value in rest.items() if value is not None}
 
 
 # ------------------------------------------------------------------ learning a byte-pair encoding
@@ -312,7 +326,8 @@ def tokenizer_from_dict(saved):
         raise ValueError(f"a tokenizer of kind {saved.get('kind')!r} is not known here")
     lines = (line.split() for line in saved["ranks"].splitlines())
     ranks = {base64.b64decode(part): int(i) for part, i in lines}
-    rest = (saved[name] for name in ("special_tokens", "pattern", "eot", "form"))
+    rest = [saved[name] for name in ("special_tokens", "pattern", "eot", "form")]
+    rest += [saved.get(name) for name in ("bos", "chat_template")]
     return BytePairTokenizer(saved["kind"], ranks, *rest)
 
 

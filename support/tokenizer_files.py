@@ -16,6 +16,13 @@ from support.tokenizer import (
     tokenizer_from_dict,
 )
 
+ANY = {"Regex": r"[\s\S]"}  # one character, whichever: the split of a tokenizer of characters
+# How a conversation is written with our special tokens, in Jinja (ChatML).
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
+    "+ message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 # GPT-2's idea of a word once every digit has been set apart, as SmolLM does it.
 DIGITS_PATTERN = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
@@ -95,15 +102,54 @@ def huggingface_tokenizer(path):
     path = path / "tokenizer.json" if path.is_dir() else path
     content = read_json(path)
     try:
-        return tokenizer_from_huggingface(content)
+        tokenizer = tokenizer_from_huggingface(content)
+        tokenizer.chat_template = chat_template_in(path.parent)
+        return tokenizer
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no tokenizer.json known here: {error!r}") from error
 
 
+def read_tokenizer(folder):
+    """The tokenizer in a Hugging Face folder: tokenizer.json, or GPT-2's older pair of files."""
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        return huggingface_tokenizer(folder)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
+        vocab = read_json(folder / "vocab.json")
+        marks = [{"content": mark, "id": vocab[mark]} for mark in END_OF_TEXT if mark in vocab]
+        model = {"type": "BPE", "vocab": vocab, "merges": merges}
+        gpt2 = {"type": "ByteLevel", "add_prefix_space": False}
+        return tokenizer_from_huggingface(
+            {"model": model, "added_tokens": marks, "pre_tokenizer": gpt2}
+        )
+    if (folder / "tokenizer.model").is_file():
+        raise ValueError("its tokenizer is SentencePiece's, and only byte-level BPE is read")
+    return None
+
+
+def chat_template_in(folder):
+    """How this Hugging Face folder writes a conversation, a text in Jinja; None: it does not."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    template = read_json(folder / "tokenizer_config.json").get("chat_template")
+    return template if isinstance(template, str) else None
+
+
 def tokenizer_from_huggingface(content):
     model, added = content["model"], content.get("added_tokens", [])
+    special_tokens = {token["content"]: token["id"] for token in added}
+    bos = beginning(content.get("post_processor") or {}, special_tokens)
+    if model.get("type") == "WordLevel" and content["pre_tokenizer"].get("pattern") == ANY:
+        characters = sorted(model["vocab"], key=model["vocab"].get)
+        tokenizer = CharTokenizer("".join(characters), special_tokens)
+        tokenizer.bos = bos
+        return tokenizer
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece-like BPE" if model.get("byte_fallback") else model.get("type")
         raise ValueError(f"its model is {kind}, and only byte-level BPE is read")
@@ -116,12 +162,23 @@ def tokenizer_from_huggingface(content):
     form = (content.get("normalizer") or {}).get("type")
     if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
         raise ValueError(f"its normalizer is {form}, and only Unicode's normal forms are known")
-    special_tokens = {token["content"]: token["id"] for token in added}
     ranks = {as_bytes(text): i for text, i in model["vocab"].items() if text not in special_tokens}
+    ids = [*ranks.values(), *special_tokens.values()]
+    if len(set(ids)) < len(ids) or min(ids) < 0:
+        raise ValueError("two of its tokens have the same id, or one has none")
     check_merges(ranks, [merge_of(line) for line in model["merges"]], model.get("ignore_merges"))
     eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
     pattern = split_pattern(content.get("pre_tokenizer") or {})
-    return BytePairTokenizer("huggingface", ranks, special_tokens, pattern, eot, form)
+    return BytePairTokenizer("huggingface", ranks, special_tokens, pattern, eot, form, bos)
+
+
+def beginning(post_processor, special_tokens):
+    """The id of the token that a Hugging Face post-processor puts before every text; or None."""
+    for step in post_processor.get("processors", [post_processor]):
+        first = step["single"][0] if step.get("type") == "TemplateProcessing" else {}
+        if "SpecialToken" in first:
+            return special_tokens[first["SpecialToken"]["id"]]
+    return None
 
 
 def split_pattern(pre_tokenizer):
@@ -194,3 +251,108 @@ def byte_alphabet():
 
 
 BYTE_OF_CHARACTER = byte_alphabet()
+CHARACTER_OF_BYTE = {i: character for character, i in BYTE_OF_CHARACTER.items()}
+
+
+# -------------------------------------------------------------------- writing Hugging Face's files
+
+
+def tokenizer_files(tokenizer, block_size, bos=None):
+    """{file name: content}, JSON-able, of a tokenizer in a Hugging Face folder.
+
+    bos is the id of a token that is to stand before every text; block_size the longest text.
+    """
+    special = {i: text for text, i in tokenizer.special_tokens.items()}
+    added = [
+        {"id": i, "content": text, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for i, text in sorted(special.items())
+    ]
+    parts = char_parts(tokenizer) if tokenizer.kind == "char" else byte_pair_parts(tokenizer)
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
+    if bos is not None:
+        whole["post_processor"] = template(special[bos], bos)
+    chat = chat_template_of(tokenizer)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": special.get(bos),
+        "eos_token": special.get(tokenizer.eot),
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+    } | ({"chat_template": chat} if chat else {})
+    return {"tokenizer.json": whole, "tokenizer_config.json": config}
+
+
+def chat_template_of(tokenizer):
+    """How conversations are written: the tokenizer's own way, or ChatML where it has the marks."""
+    marks = {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special_tokens)
+    return tokenizer.chat_template or (CHATML if marks else None)
+
+
+def byte_pair_parts(tokenizer):
+    """The model of a tokenizer.json, and what goes around it, for byte-pair encoding."""
+    splits_in_words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    maps_bytes = splits_in_words | {"use_regex": False}
+    if tokenizer.pattern == GPT2_PATTERN:
+        steps = [splits_in_words | {"use_regex": True}]
+    elif tokenizer.pattern == DIGITS_PATTERN:
+        digits = {"type": "Digits", "individual_digits": True}
+        steps = [digits, splits_in_words | {"use_regex": True}]
+    else:
+        # What is possessive for tiktoken, `{1,3}+`, would be a repetition of the whole there.
+        pattern = {"Regex": regex.sub(r"(\d\})\+", r"\1", tokenizer.pattern)}
+        split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+        steps = [split, maps_bytes]
+    return {
+        "normalizer": tokenizer.form and {"type": tokenizer.form},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if steps[1:] else steps[0],
+        "post_processor": None,
+        "decoder": maps_bytes | {"add_prefix_space": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            **dict.fromkeys(("dropout", "unk_token"), None),
+            **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), None),
+            **dict.fromkeys(("fuse_unk", "byte_fallback"), False),
+            "ignore_merges": True,  # a word that is a token is taken whole, as tiktoken does
+            "vocab": {as_text(part): i for part, i in tokenizer.ranks.items()},
+            "merges": [[as_text(left), as_text(right)] for left, right in merges_of(tokenizer)],
+        },
+    }
+
+
+def char_parts(tokenizer):
+    """The same for single characters: words of one character each."""
+    each = {"type": "Split", "pattern": ANY, "behavior": "Isolated"}
+    vocab = {character: i for i, character in enumerate(tokenizer.characters)}
+    return {
+        "normalizer": None,
+        "pre_tokenizer": each | {"invert": False},
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        # No character stands for the unknown ones: they are an error there too.
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "unknown character"},
+    }
+
+
+def template(text, i):
+    """The post-processor that puts the special token `text`, of id `i`, before every text."""
+    special = {"SpecialToken": {"id": text, "type_id": 0}}
+    first, second = ({"Sequence": {"id": x, "type_id": n}} for n, x in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, second],
+        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]}},
+    }
+
+
+def merges_of(tokenizer):
+    """The merges that make the tokens of a byte-pair encoding, in order: pairs of bytes."""
+    longer = sorted((i, part) for part, i in tokenizer.ranks.items() if len(part) > 1)
+    pairs = (split_in_two(tokenizer.ranks, part) for _, part in longer)
+    return [(left, right) for left, right in pairs if {left, right} <= tokenizer.ranks.keys()]
+
+
+def as_text(part):
+    """Bytes as Hugging Face's files write them: a printable character for each."""
+    return "".join(CHARACTER_OF_BYTE[i] for i in part)

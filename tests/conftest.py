@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import convert
 import prepare_data
 import sample
 import train
 
 REPOSITORY = Path(__file__).parent.parent
-SCRIPTS = {"train.py": train, "sample.py": sample, "prepare_data.py": prepare_data}
+SCRIPTS = {
+    "train.py": train,
+    "sample.py": sample,
+    "prepare_data.py": prepare_data,
+    "convert.py": convert,
+}
 TINY = (  # a model that takes milliseconds a step
     "--n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 "
     "--gradient_accumulation_steps=2 --max_iters=20 --warmup_iters=2 --learning_rate=1e-2 "

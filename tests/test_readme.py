@@ -7,22 +7,33 @@ from pathlib import Path
 
 import pytest
 
+from convert import ConvertConfig
+from model import ModelConfig, Transformer
 from prepare_data import PrepareConfig
 from sample import SampleConfig
 from support.config import load_config
+from support.huggingface import write_model
+from support.tokenizer import train_bpe
 from tests.conftest import REPOSITORY, call, tiny_text
 from train import TrainConfig
 
 READMES = ["README.md", "README.zh.md"]
-CONFIGS = {"train.py": TrainConfig, "sample.py": SampleConfig, "prepare_data.py": PrepareConfig}
+CONFIGS = {
+    "train.py": TrainConfig,
+    "sample.py": SampleConfig,
+    "prepare_data.py": PrepareConfig,
+    "convert.py": ConvertConfig,
+}
 # Typed behind the README's own options, these make any run small.
 SHORTER = {
     "train.py": "--n_layer=1 --n_head=2 --n_embd=16 --block_size=32 --batch_size=2 --max_iters=3 "
     "--gradient_accumulation_steps=1 --eval_iters=1 --sample_tokens=3 --device=cpu",
     "sample.py": "--max_new_tokens=5 --device=cpu",
     "prepare_data.py": "",
+    "convert.py": "",
 }
-NEEDS_NETWORK = {"shakespeare", "tinystories", "fineweb_edu"}
+NEEDS_NETWORK = {"shakespeare", "tinystories", "fineweb_edu", "--init_from=Qwen/Qwen3-0.6B"}
+CORPORA = "shakespeare", "tinystories", "fineweb_edu"
 
 
 def commands(readme):
@@ -38,6 +49,13 @@ def is_script(words):
     return words[0] == "python" and words[1].endswith(".py")
 
 
+def tiny_gpt2(folder):
+    """A Hugging Face folder with a small GPT-2 in it."""
+    tokenizer = train_bpe([tiny_text()], 300)
+    shape = ModelConfig(300, 64, 2, 2, 32, bias=True, mlp="gelu_tanh")
+    write_model(folder, Transformer(shape), tokenizer)
+
+
 @pytest.fixture
 def user(tmp_path, monkeypatch):
     """A function that types a command, in a folder like a fresh clone with the user's own texts."""
@@ -47,6 +65,7 @@ def user(tmp_path, monkeypatch):
         Path(name).write_text(tiny_text(), encoding="utf-8")
     Path("my_project").mkdir()
     Path("my_project/main.py").write_text("print('hello')\n" * 100, encoding="utf-8")
+    tiny_gpt2("models/gpt2")
     call(monkeypatch, "prepare_data.py", "shakespeare.txt", "--dataset=shakespeare_char")
 
     def type_in(script, *options):
@@ -77,7 +96,7 @@ def test_the_commands_that_are_not_run_here_are_understood(readme, monkeypatch):
         if words[0] == "torchrun":
             words = ["python", *words[next(i for i, w in enumerate(words) if w == "train.py") :]]
         if is_script(words) and "--help" not in words:
-            takes_files = words[1] != "prepare_data.py"
+            takes_files = words[1] in ("train.py", "sample.py")
             load_config(CONFIGS[words[1]], words[2:], takes_files=takes_files)
         for name in words:
             if name.startswith("requirements"):
@@ -90,7 +109,7 @@ def test_without_a_connection_a_download_offers_what_needs_none(tmp_path, monkey
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", no_connection)
-    for name in NEEDS_NETWORK:
+    for name in CORPORA:
         with pytest.raises(SystemExit, match="stories"):
             call(monkeypatch, "prepare_data.py", name)
 
@@ -108,7 +127,7 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
     for path in re.findall(r"\]\(([^)]*)\)", text):
         assert (REPOSITORY / path).exists(), path
     told = re.findall(r"\]\((\w+\.py)\) \| (\d+) \|", text)
-    assert len(told) == 4
+    assert len(told) == 5
     for path, lines in told:
         length = len((REPOSITORY / path).read_text(encoding="utf-8").splitlines())
         assert int(lines) == pytest.approx(length, rel=0.1), path

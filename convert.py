@@ -1,0 +1,261 @@
+"""Take models to other programs and from them, or look into them: `python convert.py PATH`.
+
+`python convert.py out/llama_tiny --to=hf --out=tiny-hf` writes a folder for transformers and vLLM,
+`--to=gguf --out=tiny.gguf` a file for llama.cpp and Ollama. Models of theirs need no conversion to
+be sampled from or trained further here: `--init_from=PATH` reads them.
+"""
+
+import dataclasses
+import pickle
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from safetensors import SafetensorError
+
+from sample import token_before
+from support.checkpoint import (
+    BEST,
+    LAST,
+    find_checkpoint,
+    huggingface_folder,
+    in_a_line,
+    load_model,
+    read_checkpoint,
+    save_checkpoint,
+)
+from support.config import TRANSLATED, load_config
+from support.files import must_be_new, new_folder, until_nobody_reads
+from support.gguf_file import write_gguf
+from support.huggingface import read_json, write_model
+from support.nanogpt import to_nanogpt
+from support.tensor_files import TensorFiles
+from support.tokenizer import tokenizer_from_dict
+from support.tokenizer_files import read_tokenizer
+from train import Progress, TrainConfig
+
+COLUMNS = 80
+USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokens = model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=100)
+print(tokenizer.decode(tokens[0]))"""
+GGUF_KINDS = {"auto": "f16", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}
+# Of nanoGPT's settings, those that are about another machine or are set by what it is converted to.
+NOT_KEPT = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "vocab_size"}
+
+
+@dataclass
+class ConvertConfig:
+    """Take a model to another program's format, or, without --to, describe it.
+
+    - PATH: a run or checkpoint, nanoGPT's, a Hugging Face folder or name, .safetensors, .bin
+    - hf: a folder for transformers, vLLM and llama.cpp's converter
+    - gguf: a file for llama.cpp, Ollama and LM Studio
+    - nanogpt, shiftgpt: a folder with a ckpt.pt, to sample from and to go on from
+    """
+
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]  # the model
+    to: Literal["hf", "gguf", "nanogpt", "shiftgpt"] | None = None  # the format to write
+    out: str | None = None  # the folder or file to write, which must not be there yet
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"  # of the weights
+
+    def __post_init__(self):
+        if self.to and not self.out:
+            raise ValueError(f"--to={self.to} needs a place to write to: --out=out/{self.to}")
+        if self.dtype == "q8_0" and self.to != "gguf":
+            raise ValueError("dtype=q8_0 is for --to=gguf alone")
+
+
+# ------------------------------------------------------------------------------------- describing
+
+
+def describe(source):
+    """Print what a file or folder is, what it was made with, and a row for each of its tensors."""
+    path = Path(source)
+    folder = huggingface_folder(source)
+    if folder:
+        facts, tensors = huggingface_facts(folder), TensorFiles(folder)
+    elif path.suffix in (".safetensors", ".bin") and path.is_file():
+        facts, tensors = {"what": f"{path}: tensors, without a config"}, TensorFiles(path)
+    else:
+        facts, tensors = checkpoint_facts(find_checkpoint(path))
+    rows, count, size = [], 0, 0
+    for name in tensors:
+        tensor = tensors[name]
+        count, size = count + tensor.numel(), size + tensor.nbytes
+        shape, dtype = "×".join(map(str, tensor.shape)), str(tensor.dtype).removeprefix("torch.")
+        rows.append((name, shape, dtype, f"{tensor.float().norm():.4g}"))
+    for name, told in (facts | {"weights": f"{count:,} in {size / 1e6:,.1f} MB"}).items():
+        indent = " " * 11
+        print(textwrap.fill(f"{name:<11}{told}", COLUMNS, subsequent_indent=indent))
+    widths = [max(map(len, column)) for column in zip(("tensor", "shape", "dtype", "norm"), *rows)]
+    for row in [("tensor", "shape", "dtype", "norm"), *rows]:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+
+
+def huggingface_facts(folder):
+    """What a Hugging Face folder says of itself."""
+    content = read_json(folder / "config.json")
+    return {
+        "what": f"{folder}: a {content.get('model_type')} in Hugging Face's format",
+        "config": ", ".join(
+            f"{key}={value}" for key, value in content.items() if not isinstance(value, list)
+        ),
+        "tokenizer": tokenizer_in_words(read_tokenizer(folder)),
+    }
+
+
+def checkpoint_facts(path):
+    """What a checkpoint, ours or nanoGPT's, says of itself; its tensors, none of them twice."""
+    checkpoint = read_checkpoint(path) | {"path": path}
+    shape = checkpoint["model_config"]
+    tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
+    data = checkpoint["data"]
+    facts = {
+        "what": in_a_line(checkpoint),
+        "from": checkpoint.get("origin", "train.py or finetune.py"),
+        "config": ", ".join(f"{name}={value}" for name, value in shape.items()),
+        "tokenizer": tokenizer_in_words(tokenizer),
+        "data": ", ".join(f"{name}={value}" for name, value in data.items()) or "not told",
+    }
+    tied = {"head.weight"} if shape["tie_weights"] else set()
+    return facts, {name: w for name, w in checkpoint["model"].items() if name not in tied}
+
+
+def tokenizer_in_words(tokenizer):
+    if tokenizer is None:
+        return "none"
+    special = " ".join(tokenizer.special_tokens) or "no special tokens"
+    return f"{tokenizer.kind}, {tokenizer.vocab_size:,} entries; {special[:200]}"
+
+
+# ------------------------------------------------------------------------------------- converting
+
+
+def to_huggingface(config):
+    """Write the model as a Hugging Face folder, with a card that has the run's numbers."""
+    model, tokenizer, checkpoint = load_model(config.path, dtype=None)
+    write_model(
+        config.out,
+        model,
+        tokenizer,
+        None if config.dtype == "auto" else getattr(torch, config.dtype),
+        bos_of(tokenizer, checkpoint),
+        card(model, checkpoint, Path(config.out).name),
+    )
+    print(f"{config.out} is written; to use it:\n\n{USE.format(folder=config.out)}")
+
+
+def to_gguf(config):
+    """Write the model as a GGUF file."""
+    model, tokenizer, checkpoint = load_model(config.path, dtype=None)
+    kind = GGUF_KINDS[config.dtype]
+    write_gguf(must_be_new(config.out), model, tokenizer, kind, bos_of(tokenizer, checkpoint))
+    print(f"{config.out} is written, its matrices in {kind}; to use it: llama-cli -m {config.out}")
+
+
+def to_nanogpt_folder(config):
+    """Write a nanoGPT checkpoint, and for a tokenizer of characters its meta.pkl."""
+    checkpoint = as_checkpoint(config)
+    contents = to_nanogpt(checkpoint)
+    with new_folder(config.out) as folder:
+        torch.save(contents, folder / LAST)
+        saved = checkpoint["tokenizer"] or {}
+        if saved.get("kind") == "char":
+            itos = dict(enumerate(saved["characters"]))
+            stoi = {character: i for i, character in itos.items()}
+            meta = {"vocab_size": len(itos), "itos": itos, "stoi": stoi}
+            (folder / "meta.pkl").write_bytes(pickle.dumps(meta, protocol=2))
+    print(f"{config.out}/{LAST} is written; in nanoGPT: python sample.py --out_dir={config.out}")
+    if "optimizer" not in contents:
+        print("it holds no state of AdamW, so nanoGPT can sample from it, but not resume it")
+
+
+def to_shiftgpt(config):
+    """Write a checkpoint of ours that `train.py --init_from=resume` goes on from."""
+    with new_folder(config.out) as folder:
+        save_checkpoint(folder / LAST, as_checkpoint(config))
+    print(f"{config.out} is written; go on with: python train.py --init_from=resume", end=" ")
+    print(f"--out_dir={config.out}")
+
+
+def as_checkpoint(config):
+    """The model at `path` as a checkpoint of ours, with settings that a run can go on with."""
+    folder = huggingface_folder(config.path)
+    if not folder:
+        checkpoint = read_checkpoint(find_checkpoint(config.path, [LAST, BEST]))
+        if checkpoint.pop("origin", None) == "nanoGPT":
+            checkpoint |= {"train_config": settings_of_nanogpt(checkpoint, config.out)}
+        return checkpoint
+    model, tokenizer, _ = load_model(folder)
+    shape = dataclasses.asdict(model.config)
+    return {
+        "step": 0,
+        "progress": dataclasses.asdict(Progress()),
+        "model_config": shape,
+        "train_config": dataclasses.asdict(TrainConfig(**shape, out_dir=config.out)),
+        "tokenizer": tokenizer and tokenizer.to_dict(),
+        "data": {},
+        "model": model.state_dict(),
+        "ema": None,
+        "optimizer": {},
+        "scaler": {},
+    }
+
+
+def settings_of_nanogpt(checkpoint, out_dir):
+    """The fields of a `TrainConfig` that mean what the settings in a nanoGPT checkpoint mean."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)} | TRANSLATED.keys()
+    words = [
+        f"--{name}={value}"
+        for name, value in checkpoint["train_config"].items()
+        if name in known - NOT_KEPT
+    ]
+    config = load_config(TrainConfig, words)
+    return dataclasses.asdict(config) | checkpoint["model_config"] | {"out_dir": out_dir}
+
+
+def bos_of(tokenizer, checkpoint):
+    """The token to put before every text, as `sample.py` does; None: there is none."""
+    return tokenizer and token_before(tokenizer, checkpoint["data"].get("train_documents", 0))
+
+
+def card(model, checkpoint, name):
+    """The README.md of a Hugging Face folder: what the model is, and how well it does."""
+    count = sum(weight.numel() for weight in model.parameters())
+    known = checkpoint["train_config"]
+    lines = [f"A transformer of {count:,} parameters, made with ShiftGPT."]
+    if "step" in checkpoint:
+        best, metric = checkpoint["progress"]["best"], known.get("best_metric", "val_loss")
+        data = checkpoint["data"].get("path") or known.get("dataset")
+        lines += [f"- trained on {data}: {checkpoint['step']:,} steps"]
+        lines += [f"- {metric.replace('_', ' ')}: {best:.4f}"] if best is not None else []
+    shape = ", ".join(f"{key}={value}" for key, value in vars(model.config).items())
+    lines += [f"- its shape: {shape}", "", "```python", USE.format(folder=name), "```", ""]
+    return "\n".join([f"# {name}", "", *lines])
+
+
+FORMATS = {
+    "hf": to_huggingface,
+    "gguf": to_gguf,
+    "nanogpt": to_nanogpt_folder,
+    "shiftgpt": to_shiftgpt,
+}
+
+
+def main():
+    config = load_config(ConvertConfig, takes_files=False)
+    try:
+        with until_nobody_reads():
+            FORMATS[config.to](config) if config.to else describe(config.path)
+    except (ValueError, KeyError, OSError, SafetensorError) as error:
+        raise SystemExit(f"{config.path}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

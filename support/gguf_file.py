@@ -1,0 +1,136 @@
+"""A model and its tokenizer as one GGUF file, which llama.cpp, Ollama and LM Studio run.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from pathlib import Path
+
+import torch
+
+from model import rotary_frequencies
+from support.files import replacing
+from support.huggingface import Unfit, missing_biases, their_config
+from support.tokenizer import GPT2_PATTERN
+from support.tokenizer_files import DIGITS_PATTERN, as_text, chat_template_of, merges_of
+from support.weights import GGUF, GGUF_GPT2, place_of, put
+
+KINDS = "f32", "f16", "bf16", "q8_0"
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers for them
+BLOCK = 32  # numbers that share a scale in q8_0
+# llama.cpp has the patterns that split a text into words built in, under these names.
+NEWER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {
+    GPT2_PATTERN: "gpt-2",
+    DIGITS_PATTERN: "smollm",
+    NEWER % "{1,3}": "llama-bpe",
+    NEWER % "": "qwen2",
+}
+
+
+def write_gguf(path, model, tokenizer, kind="f16", bos=None):
+    """Write one file; kind is that of its matrices, one of KINDS; bos is as in `write_model`.
+
+    Raises Unfit for a model or a tokenizer that llama.cpp does not know.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise SystemExit("--to=gguf needs: pip install gguf") from None
+
+    family = their_config(model.config)[0]["model_type"]
+    weights = model.state_dict()
+    weights |= missing_biases(weights) if family == "gpt2" else {}
+    if model.config.tie_weights:
+        del weights["head.weight"]
+    places = {name: place_of(name, GGUF_GPT2 if family == "gpt2" else GGUF) for name in weights}
+    writer = gguf.GGUFWriter(None, family)
+    describe_model(writer, model.config, Path(path).stem, kind)
+    describe_tokenizer(writer, tokenizer, model.config.vocab_size, bos, gguf.TokenType)
+    for name, tensor in put(weights, places):
+        if family == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
+            tensor = interleaved(tensor, model.config.head_channels)
+        add_tensor(writer, name, tensor.float().numpy(), kind, gguf)
+    if model.config.rope_scaling:
+        add_tensor(writer, "rope_freqs.weight", slowed(model.config).numpy(), kind, gguf)
+    with replacing(path) as file:
+        writer.write_header_to_file(Path(file.name))
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def describe_model(writer, config, name, kind):
+    """The numbers that shape the model, under GGUF's keys."""
+    writer.add_name(name)
+    writer.add_file_type(FILE_TYPES[kind])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(config.mlp_channels)
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.kv_heads)
+    if config.position == "learned":
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_key_length(config.head_channels)
+    writer.add_value_length(config.head_channels)
+    writer.add_rope_dimension_count(config.head_channels)
+    writer.add_rope_freq_base(config.rope_theta)
+
+
+def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
+    """The vocabulary, its merges and what its special tokens are for."""
+    if tokenizer is None:
+        raise Unfit("it has no tokenizer, without which llama.cpp cannot run it")
+    if tokenizer.kind in ("char", "byte"):
+        raise Unfit(f"llama.cpp has no tokenizer of single {tokenizer.kind}s; --tokenizer=bpe has")
+    if tokenizer.pattern not in PATTERNS:
+        raise Unfit("its tokenizer splits a text into words by a pattern that llama.cpp lacks")
+    special = {i: text for text, i in tokenizer.special_tokens.items()}
+    spare = {i: f"[PAD{i}]" for i in range(vocab_size)}  # rows of the model without a token
+    ordinary = {i: as_text(part) for part, i in tokenizer.ranks.items()}
+    tokens = spare | ordinary | special
+    normal = dict.fromkeys(ordinary, kinds.NORMAL) | dict.fromkeys(special, kinds.CONTROL)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PATTERNS[tokenizer.pattern])
+    writer.add_token_list([tokens[i] for i in range(vocab_size)])
+    writer.add_token_types([normal.get(i, kinds.UNUSED) for i in range(vocab_size)])
+    writer.add_token_merges([f"{as_text(a)} {as_text(b)}" for a, b in merges_of(tokenizer)])
+    writer.add_add_bos_token(bos is not None)
+    if bos is not None:
+        writer.add_bos_token_id(bos)
+    if tokenizer.eot is not None:
+        writer.add_eos_token_id(tokenizer.eot)
+    if chat_template_of(tokenizer):
+        writer.add_chat_template(chat_template_of(tokenizer))
+
+
+def add_tensor(writer, name, numbers, kind, gguf):
+    """Add an array in `kind`; what is small or sensitive stays float32, as llama.cpp wants it."""
+    quantization = gguf.GGMLQuantizationType[kind.upper()]
+    if numbers.ndim < 2 or name.startswith("position_embd"):
+        quantization = gguf.GGMLQuantizationType.F32
+    elif kind == "q8_0" and numbers.shape[-1] % BLOCK:
+        quantization = gguf.GGMLQuantizationType.F16
+    writer.add_tensor(name, gguf.quantize(numbers, quantization), raw_dtype=quantization)
+
+
+def interleaved(weight, head_channels):
+    """Rows of queries or keys in the order in which llama.cpp pairs them for the rotation.
+
+    Ours turns channel i with i + D/2, as Hugging Face does, theirs 2i with 2i + 1.
+    """
+    heads = weight.unflatten(0, (-1, 2, head_channels // 2))  # (H, 2, D/2, C)
+    return heads.transpose(1, 2).flatten(0, 2)  # (H·D, C)
+
+
+def slowed(config):
+    """How many times slower each pair of channels turns than without `rope_scaling`: (D/2,)."""
+    plain = rotary_frequencies(config.head_channels, config.rope_theta)
+    scaled = rotary_frequencies(config.head_channels, config.rope_theta, config.rope_scaling)
+    return (plain / scaled).to(torch.float32)

@@ -1,0 +1,83 @@
+"""Files of named tensors, read one tensor at a time: .safetensors, sharded or not, and .bin or .pt.
+
+Whatever is in them, nothing in them is executed.
+"""
+
+import json
+import pickle
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+
+class TensorFiles:
+    """The tensors of a file, or of the weights in a Hugging Face folder, by name."""
+
+    def __init__(self, path):
+        """Raises OSError, ValueError or SafetensorError for what is no such file."""
+        path = Path(path)
+        if path.is_dir():
+            self.file_of = files_in(path)
+        else:
+            self.file_of = dict.fromkeys(names_in(path), path)
+
+    def __iter__(self):
+        return iter(self.file_of)
+
+    def __len__(self):
+        return len(self.file_of)
+
+    def __getitem__(self, name):
+        file = self.file_of[name]
+        if file.suffix != ".safetensors":
+            return unpickled(file)[name]
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+
+def files_in(folder):
+    """Name of a tensor -> the file that it is in, for the weights in a folder."""
+    if (folder / WHOLE).is_file():
+        return dict.fromkeys(names_in(folder / WHOLE), folder / WHOLE)
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        outside = [name for name in index.values() if Path(name).name != name or "\\" in name]
+        if outside:
+            raise ValueError(f"{INDEX} points out of the folder, to {outside[0]!r}")
+        promised = {name: folder / file for name, file in index.items()}
+        for file in sorted(set(promised.values())):
+            there = set(names_in(file))
+            lost = [name for name in promised if promised[name] == file and name not in there]
+            if lost:
+                raise ValueError(f"{file.name} lacks {lost[0]}, which {INDEX} promises")
+        return promised
+    if (folder / PICKLED).is_file():
+        return dict.fromkeys(names_in(folder / PICKLED), folder / PICKLED)
+    raise ValueError(f"no weights are in it: neither {WHOLE} nor {INDEX} nor {PICKLED}")
+
+
+def names_in(file):
+    """The names of the tensors in a file."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    return list(unpickled(file))
+
+
+@cache
+def unpickled(file):
+    """The tensors of a file that torch.save wrote, left on disk; anything else is refused."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{file.name} would execute code: refused, nothing was executed") from None
+    except (RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise ValueError(f"{file.name} is no file of tensors ({reason})") from None
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        raise ValueError(f"{file.name} holds something else than named tensors")
+    return content

@@ -1,0 +1,135 @@
+"""The same weights under other people's names: GPT-2 and Llama on Hugging Face, nanoGPT, GGUF.
+
+A parameter of ours and the tensor in a file differ in name; in GPT-2's files also in shape: there
+queries, keys and values are one tensor, and matrices lie on their side. A `Place` says all of that.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from model import RotaryPositions, Transformer
+
+# Our module -> theirs. `blocks` stands before the number of a block, the others before or after it.
+GPT2 = {
+    "token_embedding": "transformer.wte",
+    "position.embedding": "transformer.wpe",
+    "blocks": "transformer.h",
+    "attention_norm": "ln_1",
+    "attention.query": "attn.c_attn",
+    "attention.key": "attn.c_attn",
+    "attention.value": "attn.c_attn",
+    "attention.output": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+    "norm": "transformer.ln_f",
+    "head": "lm_head",
+}
+LLAMA = {
+    "token_embedding": "model.embed_tokens",
+    "blocks": "model.layers",
+    "attention_norm": "input_layernorm",
+    "attention.query": "self_attn.q_proj",
+    "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj",
+    "attention.output": "self_attn.o_proj",
+    "attention.query_norm": "self_attn.q_norm",
+    "attention.key_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+GGUF = {
+    "token_embedding": "token_embd",
+    "position.embedding": "position_embd",
+    "blocks": "blk",
+    "attention_norm": "attn_norm",
+    "attention.query": "attn_q",
+    "attention.key": "attn_k",
+    "attention.value": "attn_v",
+    "attention.output": "attn_output",
+    "attention.query_norm": "attn_q_norm",
+    "attention.key_norm": "attn_k_norm",
+    "mlp_norm": "ffn_norm",
+    "mlp.gate": "ffn_gate",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+    "norm": "output_norm",
+    "head": "output",
+}
+GGUF_GPT2 = GGUF | dict.fromkeys(
+    ("attention.query", "attention.key", "attention.value"), "attn_qkv"
+)
+PARTS = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter of ours is in a file."""
+
+    name: str  # of the tensor there
+    part: int | None = None  # which third of its rows; None: all of it
+    transposed: bool = False  # whether its rows are our columns
+
+
+def place_of(name, modules, transposed=False):
+    """The `Place` of our parameter `name` in files that call their modules so.
+
+    transposed: the files keep the matrices of the blocks on their side, as GPT-2's on Hugging Face.
+    """
+    _, block, module, kind = re.fullmatch(r"(blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+    theirs = modules[module]
+    part = None
+    if modules.get("attention.query") == modules.get("attention.key") == theirs:
+        part = PARTS.index(module.split(".")[1])
+    if block is None:
+        return Place(f"{theirs}.{kind}")
+    is_matrix = kind == "weight" and not module.endswith("norm")
+    return Place(f"{modules['blocks']}.{block}.{theirs}.{kind}", part, transposed and is_matrix)
+
+
+def take(tensor, place):
+    """Our parameter out of their tensor."""
+    tensor = tensor.T if place.transposed else tensor
+    return tensor if place.part is None else tensor.chunk(len(PARTS))[place.part]
+
+
+def put(weights, places):
+    """Their tensors, made of our `weights`, one after another: (name, tensor)."""
+    parts = {}
+    for ours, place in places.items():
+        parts.setdefault(place.name, []).append((place.part or 0, ours))
+    for name, members in parts.items():
+        tensor = torch.cat([weights[ours] for _, ours in sorted(members)])
+        yield name, (tensor.T if places[members[0][1]].transposed else tensor).contiguous()
+
+
+def parameter_shapes(config):
+    """Our name -> shape of every parameter that a model of this config has in its files.
+
+    Where the head is the embedding it has no entry of its own.
+    """
+    with torch.device("meta"):
+        weights = Transformer(config).state_dict()
+    if config.tie_weights:
+        del weights["head.weight"]
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def assembled(config, weights):
+    """A `Transformer` of these tensors, {name: tensor}, which are not copied; none is drawn."""
+    with torch.device("meta"):  # no memory, no random numbers
+        model = Transformer(config)
+    if config.tie_weights:
+        weights = weights | {"head.weight": weights["token_embedding.weight"]}
+    model.load_state_dict(weights, assign=True)
+    if config.tie_weights:
+        model.head.weight = model.token_embedding.weight
+    if config.position == "rope":
+        model.position = RotaryPositions(config)  # what it holds follows from the config
+    return model
