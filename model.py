@@ -387,7 +387,7 @@ def capped(logits, softcap):
 
 def summed_loss(hidden, weight, targets, softcap, label_smoothing):
     """-log p(target), summed. hidden (N, C), weight (V, C), targets (N)"""
-    logits = capped(hidden @ weight.T, softcap).float()                            # (N, V)
+    logits = capped(F.linear(hidden, weight), softcap).float()                     # (N, V)
     return F.cross_entropy(
         logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
     )
@@ -406,8 +406,9 @@ def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
     if len(targets) <= rows:
         return summed_loss(hidden, weight, targets, softcap, label_smoothing) / count
     chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     total = sum(
-        checkpoint(summed_loss, h, weight, t, softcap, label_smoothing, use_reentrant=False)
+        again(summed_loss, h, weight, t, softcap, label_smoothing)
         for h, t in chunks
     )
     return total / count

@@ -8,7 +8,6 @@ encode it. The result takes the place of an older data/NAME at the very end, or 
 import errno
 import json
 import os
-import sys
 import tempfile
 import textwrap
 import time
@@ -91,7 +90,6 @@ class PrepareConfig:
 
 def main(argv=None):
     config = load_config(PrepareConfig, argv, takes_files=False)
-    sys.stdout.reconfigure(encoding="utf-8")
     try:
         check(config)
         if "fineweb_edu" in config.paths:

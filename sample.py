@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -42,7 +43,7 @@ class SampleConfig:
     until_eot: bool = True  # stop where the model ends the document
     seed: int = 1337  # the same seed gives the same text
     device: str = "auto"  # cuda, cuda:1, mps or cpu
-    dtype: str = "auto"  # float32, bfloat16 or float16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
 
     def __post_init__(self):
         for name, fits, expected in (
@@ -112,15 +113,18 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
     seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=logits.device)
     for i, row in enumerate(rows):
         seen[i, row] = True
-    for _ in range(max_new_tokens):
+    for i in range(max_new_tokens):
         probabilities = distribution(logits[:, :vocab_size], seen)
         tokens = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1)
         seen.scatter_(1, tokens, True)
         yield tokens[:, 0].tolist()
         for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
             row.append(token)
+        if i + 1 == max_new_tokens:
+            break
         if cache.longest == block_size:
-            rows = [row[-max(1, block_size // 2) :] for row in rows]
+            half = max(1, block_size // 2)
+            rows = [row[-half:] if len(row) > block_size else row for row in rows]
             logits, cache = prefill(model, rows)
         else:
             logits, _ = model(tokens, cache=cache)
@@ -179,11 +183,11 @@ def token_before(tokenizer, documents):
 
 
 def first_tokens(tokenizer, start, documents):
-    """What the model sees first: the token before a text, and `start`; of neither, a newline."""
+    """What the model sees first: the token before a text, then `start`; or at least a newline."""
     first = token_before(tokenizer, documents)
     try:
         if first is None:
-            return tokenizer.encode(start or "\n").tolist()
+            return tokenizer.encode(start or tokenizer.known("\n")).tolist() or [0]
         return [first, *tokenizer.encode(start).tolist()]
     except ValueError as error:
         raise SystemExit(f"start={start!r} cannot be continued: {error}") from None
@@ -292,7 +296,6 @@ def assumed_tokenizer(path):
 
 def main():
     config = load_config(SampleConfig)
-    sys.stdout.reconfigure(encoding="utf-8")
     with open_world(config.device, config.dtype) as world:
         model, tokenizer, documents = load_for_sampling(config, world)
         for start in starts(config):

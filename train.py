@@ -16,13 +16,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from model import IGNORED, ModelConfig, Transformer
+from model import IGNORED, ModelConfig
 from sample import first_tokens, text_of
 from support.checkpoint import (
     BEST,
     LAST,
     find_checkpoint,
-    load_model,
     read_checkpoint,
     restore,
     save_checkpoint,
@@ -32,8 +31,8 @@ from support.checkpoint import (
 from support.config import load_config, show_config
 from support.processes import StopSignal, compiled, only_main_prints, open_world
 from support.report import Report, advice_on_memory, in_words, show_plan
+from support.starting_point import make_model
 from support.token_files import Windows, open_dataset
-from support.weights import assembled
 
 QUICK_START = Path(__file__).parent / "config" / "stories.py"
 SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
@@ -102,6 +101,14 @@ class TrainConfig(ModelConfig):
             ("eval_iters", 0),
             ("log_interval", 1),
             ("learning_rate", 0),
+            ("muon_learning_rate", 0),
+            ("min_lr", 0),
+            ("weight_decay", 0),
+            ("grad_clip", 0),
+            ("seed", 0),
+            ("max_minutes", 0),
+            ("patience", 0),
+            ("sample_tokens", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
@@ -127,7 +134,7 @@ class Progress:
             raise SystemExit(
                 f"best_metric={metric} is not evaluated; there is {', '.join(numbers)}"
             )
-        value, sign = numbers[metric], 1 if metric.endswith(LOWER_IS_BETTER) else -1
+        value, sign = float(numbers[metric]), 1 if metric.endswith(LOWER_IS_BETTER) else -1
         better = self.best is None or sign * value < sign * self.best
         self.best = value if better else self.best
         self.without_gain = 0 if better else self.without_gain + 1
@@ -149,15 +156,17 @@ def shift(block, target_shift=1):
     return block[:, :T], block[:, target_shift:]
 
 
-def windows_of(dataset, split, config):
+def windows_of(dataset, split, config, movable=True):
     """The windows of a split that this config can train on; exits where it has not one."""
-    tokens, length = getattr(dataset, split), config.block_size + config.target_shift
-    if len(tokens) < length:
+    tokens = getattr(dataset, split)
+    windows = Windows(tokens, config.block_size, config.block_size + config.target_shift, movable)
+    if not len(windows):
+        longest = max(map(len, tokens.shards))
         raise SystemExit(
             f"block_size={config.block_size} does not fit {dataset.path}: its {split} split has "
-            f"{len(tokens):,} tokens; try --block_size={max(1, len(tokens) // 4)}, or more text"
+            f"{longest:,} tokens in a row; try --block_size={max(1, longest // 4)}, or more text"
         )
-    return Windows(tokens, config.block_size, length)
+    return windows
 
 
 def batch_from(block, config, eot=None):
@@ -165,8 +174,8 @@ def batch_from(block, config, eot=None):
     inputs, targets = shift(block, config.target_shift)
     batch = {"inputs": inputs, "targets": targets}
     if config.document_mask and eot is not None:
-        ends = (inputs == eot).long()  # an end belongs to the document that it ends
-        batch["segments"] = ends.cumsum(dim=1) - ends
+        # An end opens the document after it, as it does for `sample.py`.
+        batch["segments"] = (inputs == eot).cumsum(dim=1)
     return batch
 
 
@@ -200,7 +209,7 @@ def evaluation(dataset, config, world):
 
     Always the same windows, spread evenly over a split; each process takes its share of them.
     """
-    splits = {split: windows_of(dataset, split, config) for split in ("train", "val")}
+    splits = {split: windows_of(dataset, split, config, False) for split in ("train", "val")}
     eot = dataset.tokenizer and dataset.tokenizer.eot
 
     def mean_loss(model, windows):
@@ -233,10 +242,9 @@ def evaluation(dataset, config, world):
 
 def schedule_factor(step, minutes, config):
     """The share of their highest values that the learning rates have at this step."""
-    if step < config.warmup_iters:
-        return (step + 1) / (config.warmup_iters + 1)
+    risen = min(1.0, (step + 1) / (config.warmup_iters + 1))
     last = config.lr_decay_iters or config.max_iters
-    done = (step - config.warmup_iters) / max(1, last - config.warmup_iters)
+    done = max(0.0, (step - config.warmup_iters) / max(1, last - config.warmup_iters))
     if config.max_minutes:
         done = max(done, minutes / config.max_minutes)
     done = min(done, 1.0)
@@ -247,7 +255,7 @@ def schedule_factor(step, minutes, config):
         "constant": 1.0,
     }[config.schedule]
     lowest = min(1.0, config.min_lr / config.learning_rate) if config.learning_rate else 0.0
-    return lowest + height * (1 - lowest)
+    return min(risen, lowest + height * (1 - lowest))
 
 
 def make_optimizers(model, config):
@@ -282,14 +290,19 @@ def make_optimizers(model, config):
                 weight_decay=config.weight_decay,
             )
         )
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+    for group in groups_of(optimizers):
         group["initial_lr"] = group["lr"]
     return optimizers
 
 
+def groups_of(optimizers):
+    """The parameter groups of them all."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
 def set_rates(optimizers, factor):
     """Give every group its highest rate times `factor`."""
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+    for group in groups_of(optimizers):
         group["lr"] = group["initial_lr"] * factor
 
 
@@ -302,11 +315,12 @@ class Average:
         self.weights = {name: p.clone() for name, p in trained.items()} if decay else {}
 
     @torch.no_grad()
-    def update(self, model):
-        """Move a little towards the weights as they are now."""
+    def update(self, model, step):
+        """Move a little towards the weights as they are now; more in the first steps of a run."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         now = dict(model.named_parameters())
         for name, average in self.weights.items():
-            average.lerp_(now[name], 1 - self.decay)
+            average.lerp_(now[name], 1 - decay)
 
     @torch.no_grad()
     def swap(self, model):
@@ -372,8 +386,8 @@ def give_up(progress, norm, config):
         raise SystemExit(
             f"step {progress.step}: {SKIPS_ALLOWED} steps in a row without finite gradients. "
             f"{config.out_dir}/{LAST} holds the last good state. Try --init_from=resume with "
-            f"--learning_rate={config.learning_rate / 2:g} or --dtype=float32, or a smaller "
-            f"--grad_clip than {config.grad_clip:g}"
+            f"--learning_rate={config.learning_rate / 2:g}, --dtype=float32 or a --grad_clip below "
+            f"{config.grad_clip or 1:g}"
         )
 
 
@@ -411,10 +425,13 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
                     numbers = evaluate(faster)
                 is_best = progress.judge(numbers, config.best_metric)
                 report.evaluated(progress, numbers)
-                save(LAST)
                 if is_best:
                     save(BEST)
-            if is_last or 0 < config.patience <= progress.without_gain:
+                save(LAST)
+            if is_last:
+                break
+            if 0 < config.patience <= progress.without_gain:
+                report.say(f"no better {config.best_metric} in {config.patience} evaluations: done")
                 break
 
             # Learn: one update.
@@ -430,7 +447,7 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             shares = [count / max(n_targets, 1) for count in counts]
             loss = backward(shared, batches, shares, world, scaler, [config.seed, progress.step])
             norm = update(model, optimizers, config, scaler)
-            average.update(model)
+            average.update(model, progress.step)
 
             # Tell.
             report.step(progress, loss, norm, rate * config.learning_rate, n_targets)
@@ -456,70 +473,14 @@ def read_config():
     print(f"going on with {config.out_dir} at step {resumed['step']}, with its settings")
     stored = TrainConfig(**resumed["train_config"])
     config = dataclasses.replace(load_config(TrainConfig, default=stored), out_dir=config.out_dir)
-    for field in dataclasses.fields(ModelConfig):
-        old, new = getattr(stored, field.name), getattr(config, field.name)
+    for name in [*(field.name for field in dataclasses.fields(ModelConfig)), "optimizer"]:
+        old, new = getattr(stored, name), getattr(config, name)
         if old != new:
             raise SystemExit(
-                f"{field.name}={new} does not go on with {config.out_dir}, which has {old}; leave "
+                f"{name}={new} does not go on with {config.out_dir}, which has {old}; leave "
                 f"it, or start anew with other settings: --init_from={config.out_dir}"
             )
     return config, resumed
-
-
-def make_model(config, dataset, resumed):
-    """(config, model): its weights drawn, as they were, or taken from another run."""
-    if not resumed and config.init_from != "scratch":
-        return pretrained_model(config, dataset)
-    vocab_size = config.vocab_size or dataset.vocab_size
-    if vocab_size < dataset.vocab_size:
-        raise SystemExit(
-            f"vocab_size={vocab_size} is too small for {dataset.path}, whose tokenizer has "
-            f"{dataset.vocab_size}; leave it out, or give at least that"
-        )
-    shape = model_part(config, vocab_size=vocab_size)
-    if resumed:
-        check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
-        return config, assembled(shape, resumed["model"])
-    torch.manual_seed(config.seed)
-    return config, Transformer(shape)
-
-
-def model_part(config, **changes):
-    """The fields of `config` that shape the model, as a `ModelConfig`."""
-    names = [field.name for field in dataclasses.fields(ModelConfig)]
-    return ModelConfig(**{name: getattr(config, name) for name in names} | changes)
-
-
-def pretrained_model(config, dataset):
-    """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
-    model, tokenizer, _ = load_model(config.init_from)
-    check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
-    if dataset.vocab_size > model.config.vocab_size:
-        raise SystemExit(
-            f"{config.init_from} knows {model.config.vocab_size} tokens, and {dataset.path} has "
-            f"{dataset.vocab_size}; prepare it with --tokenizer={config.init_from}"
-        )
-    own = {"dropout", "attention_dropout", "fused_attention"}  # do not change what weights mean
-    shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
-    shape["block_size"] = min(config.block_size, model.config.block_size)
-    changed = {k: v for k, v in shape.items() if k not in own and v != getattr(config, k)}
-    config = dataclasses.replace(config, **changed)
-    settled = ", ".join(f"{name}={value}" for name, value in changed.items())
-    print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
-    weights = model.state_dict()
-    if config.position == "learned":
-        name = "position.embedding.weight"
-        weights[name] = weights[name][: config.block_size].clone()
-    return config, assembled(model_part(config), weights)
-
-
-def check_tokenizer(stored, dataset, source):
-    """Exit where the weights know other tokens than the data have."""
-    if stored and dataset.tokenizer and stored != dataset.tokenizer.to_dict():
-        raise SystemExit(
-            f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
-            f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"
-        )
 
 
 def with_a_sample(evaluate, model, dataset, config, world, report):
@@ -552,11 +513,11 @@ def main():
         config, model = make_model(config, dataset, resumed)
         model.to(world.device)
         show_config(config)
+        batch_at = training_batches(dataset, config, world)
+        evaluate = evaluation(dataset, config, world)
         show_plan(model, config, dataset, world)
         if config.dry_run:
             return
-        batch_at = training_batches(dataset, config, world)
-        evaluate = evaluation(dataset, config, world)
         if config.eval_only:
             with torch.no_grad():
                 print(in_words(evaluate(model.eval())))

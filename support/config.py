@@ -61,6 +61,8 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     `default_file` is read, and announced, where no file is named. A mistake of the user's ends the
     program with a message.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
     argv = list(sys.argv[1:] if argv is None else argv)
     files = [word for word in argv if takes_files and is_config_file(word)]
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):

@@ -59,5 +59,10 @@ def until_nobody_reads():
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails at exit
+        fall_silent()
         raise SystemExit(0) from None
+
+
+def fall_silent():
+    """Send what is printed from now on nowhere: whoever read it has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

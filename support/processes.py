@@ -5,6 +5,7 @@ hold the same model and each compute their part of every step.
 """
 
 import ctypes
+import inspect
 import os
 import signal
 import sys
@@ -53,8 +54,9 @@ class World:
     def move(self, value):
         if not torch.is_tensor(value) or self.device.type == "cpu":
             return value
-        pinned = value.pin_memory() if self.device.type == "cuda" else value
-        return pinned.to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            return value.pin_memory().to(self.device, non_blocking=True)
+        return value.contiguous().to(self.device)
 
     def precision(self):
         """A context in which matrix products are computed in `dtype`."""
@@ -66,7 +68,9 @@ class World:
         """The model as all processes train it: each gets the mean of everyone's gradients."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        syncs = "forward_sync_buffers", "broadcast_buffers"  # the name since torch 2.13, and before
+        known = inspect.signature(DistributedDataParallel).parameters
+        return DistributedDataParallel(model, **{next(n for n in syncs if n in known): False})
 
     def accumulating(self, model, more_to_come):
         """A context for backward passes, in which only the last of a step talks to the others."""
@@ -86,6 +90,7 @@ def open_world(device="auto", dtype="auto"):
         local = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32 where float32 is left
     if size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
@@ -137,13 +142,13 @@ def pick_dtype(dtype, device):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     if device.type == "cpu":
-        can = torch.cpu.get_capabilities()
+        can = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.12 has none
         return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
     return torch.float32
 
 
 class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that a loop can end in good order.
+    """Turns the first Ctrl-C, SIGTERM or closed terminal into a flag: a loop can end in good order.
 
     The second one ends the program at once.
     """
@@ -153,8 +158,10 @@ class StopSignal:
         self.before = {}
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self.note)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup has it ignored
+            if number and signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.note)
         return self
 
     def __exit__(self, *_):
@@ -181,8 +188,11 @@ def compiled(model, setting, world, example):
         with world.precision():
             _, loss = faster(**world.place(example))
         loss.backward()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler may raise: there is a way without it
         print(f"compile: not possible here ({type(error).__name__}); going on without it")
         return model
-    model.zero_grad(set_to_none=True)
+    finally:
+        model.zero_grad(set_to_none=True)
     return faster

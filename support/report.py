@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from support.files import replacing
+from model import LOGITS_AT_ONCE
+from support.files import fall_silent, replacing
 
 # Operations a second on matrices of 16-bit floats, from the makers' data sheets.
 PEAKS = {
@@ -26,6 +30,7 @@ PEAKS = {
     "V100": 125e12,
     "T4": 65e12,
 }
+LOGITS_BYTES = 4 + 4 + 4  # of one logit while its chunk is at work: itself, its exponent, its slope
 SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of the picture
 
 
@@ -42,7 +47,8 @@ class Report:
             cut_back(self.log, first_step)
             self.track = tracker(config)
         hidden = None if world.is_main else True  # None: hidden where there is no terminal
-        self.bar = tqdm(total=config.max_iters, initial=first_step, unit="step", disable=hidden)
+        total = None if config.max_minutes else config.max_iters
+        self.bar = tqdm(total=total, initial=first_step, unit="step", disable=hidden)
         self.updates, self.tokens, self.seconds = 0, 0, 0.0
         self.clock = perf_counter()
 
@@ -55,8 +61,13 @@ class Report:
             print(f"losses: {self.log.with_name('loss.png')}")
 
     def say(self, line):
-        """Print a line above the progress bar."""
-        tqdm.write(line)
+        """Print a line above the progress bar; where nobody reads any more, the run is to end."""
+        try:
+            tqdm.write(line)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            fall_silent()
+            signal.raise_signal(signal.SIGTERM)
 
     def step(self, progress, loss, norm, rate, n_targets):
         """Count an update, and at each log_interval tell of it. loss is this process's part."""
@@ -70,6 +81,7 @@ class Report:
             return
         (loss,) = self.world.sum(loss.item())
         per_second = self.tokens / self.seconds
+        self.bar.set_postfix_str(f"{per_second:,.0f} tokens/s, {self.speed(per_second)}")
         self.say(
             f"iter {progress.step}: loss {loss:.4f}, "
             f"time {1000 * self.seconds / self.updates:.2f}ms, "
@@ -97,7 +109,7 @@ class Report:
         if self.world.device.type == "cuda":
             name = torch.cuda.get_device_name(self.world.device)
             for part, peak in PEAKS.items():
-                if part in name:
+                if re.search(rf"\b{part}\b", name):
                     return f"mfu {flops / peak / self.world.size:.2%}"
         return f"{flops / 1e9:,.0f} GFLOP/s"
 
@@ -274,6 +286,7 @@ def memory_parts(model, config, world):
         "gradients": weights,
         "optimizer": states,
         "activations": one + (config.batch_size - 1) * (two - one),
+        "logits": LOGITS_BYTES * LOGITS_AT_ONCE if logits_in_chunks(config, model) else 0,
     }
 
 
@@ -289,9 +302,15 @@ def saved_bytes(model, config, world, sequences):
         return tensor
 
     tokens = torch.zeros(sequences, config.block_size, dtype=torch.long, device=world.device)
+    targets = None if logits_in_chunks(config, model) else tokens
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), world.precision():
-        _graph = model(tokens, tokens)  # held, so that no storage is given out twice
+        _graph = model(tokens, targets)  # held, so that no storage is given out twice
     return sum(saved.values())
+
+
+def logits_in_chunks(config, model):
+    """Whether the loss of a micro-batch is so large that its logits are not kept."""
+    return config.batch_size * config.block_size * model.config.vocab_size > LOGITS_AT_ONCE
 
 
 def doubts(config):
@@ -312,11 +331,12 @@ def advice_on_memory(config):
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        known = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+        told = "not enough memory", "can't allocate memory", "out of memory"
+        known = isinstance(error, torch.OutOfMemoryError) or any(x in str(error) for x in told)
         if not known:
             raise
         batch, times = config.batch_size, config.gradient_accumulation_steps
-        smaller = max(1, batch // 2)
+        smaller = max((n for n in range(1, batch) if batch % n == 0), default=1)
         advice = f"--batch_size={smaller} --gradient_accumulation_steps={times * batch // smaller}"
         if batch == 1:
             advice = f"--block_size={config.block_size // 2}"

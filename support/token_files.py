@@ -19,6 +19,7 @@ from support.tokenizer_files import tokenizer_from_nanogpt
 # llm.c's shards begin with 256 int32: a magic number, a version, the number of tokens.
 HEADER_BYTES = 1024
 MAGIC_DTYPES = {20240520: "<u2", 20240801: "<u4"}
+GPT2_TOKENS = 50257
 NANOGPT_VOCAB_SIZE = 50304  # what nanoGPT assumes where a folder says nothing
 # How the data that the configs name are made.
 SOURCES = {
@@ -54,6 +55,11 @@ class Dataset:
     documents: int = 1  # in the training split, as far as is known
     floor: float | None = None  # bits per byte that no model can go below, where that is known
 
+    @property
+    def least_vocab_size(self):
+        """The tokens that a model must know; without a tokenizer they are taken to be GPT-2's."""
+        return self.vocab_size if self.tokenizer else min(self.vocab_size, GPT2_TOKENS)
+
     def describe(self):
         """What a checkpoint keeps of its data: enough to notice when they have changed."""
         return {
@@ -80,7 +86,13 @@ def open_dataset(name):
 
 def open_prepared(path):
     """A folder that `prepare_data.py` wrote, checked against its meta.json."""
-    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        tokenizer = tokenizer_from_dict(meta["tokenizer"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SystemExit(
+            f"{path}/meta.json is damaged ({error!r}); make the data anew with prepare_data.py"
+        ) from None
     splits = {}
     for split, told in meta["splits"].items():
         if "files" in told:
@@ -93,7 +105,7 @@ def open_prepared(path):
         splits["train"],
         splits["val"],
         meta["vocab_size"],
-        tokenizer_from_dict(meta["tokenizer"]),
+        tokenizer,
         documents=meta["splits"]["train"]["documents"],
         floor=meta.get("floor_bits_per_byte", {}).get("val"),
     )
@@ -124,7 +136,10 @@ def open_foreign(path):
         splits[split] = Tokens([open_shard(file) for file in files], None)
     tokenizer, vocab_size = None, NANOGPT_VOCAB_SIZE
     if (path / "meta.pkl").is_file():
-        tokenizer = tokenizer_from_nanogpt(path)
+        try:
+            tokenizer = tokenizer_from_nanogpt(path)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         vocab_size = tokenizer.vocab_size
     return Dataset(path, splits["train"], splits["val"], vocab_size, tokenizer)
 
@@ -142,12 +157,15 @@ def open_shard(file):
 
 
 class Windows:
-    """A split cut into windows of `length` tokens, each beginning `stride` after the one before."""
+    """A split cut into windows of `length` tokens, each beginning `stride` after the one before.
 
-    def __init__(self, tokens, stride, length):
+    Where they are `movable`, each shard may be cut from a later token on, with as many windows.
+    """
+
+    def __init__(self, tokens, stride, length, movable=True):
         self.shards, self.stride, self.length = tokens.shards, stride, length
-        # Each shard may be cut from a later token on, with as many windows still.
-        self.slack = [max(0, min(stride - 1, len(s) - length)) for s in self.shards]
+        room = stride - 1 if movable else 0
+        self.slack = [max(0, min(room, len(s) - length)) for s in self.shards]
         counts = [(len(s) - length - a) // stride + 1 for s, a in zip(self.shards, self.slack)]
         self.ends = np.cumsum(np.maximum(counts, 0))
 

@@ -132,7 +132,7 @@ def test_the_global_batch_is_cut_by_rank_only_afterwards(run):
 def test_document_mask_tells_documents_apart_at_their_ends():
     config = TrainConfig(document_mask=True)
     batch = train_module.batch_from(torch.tensor([[5, 9, 6, 7, 9, 8]]), config, eot=9)
-    assert batch["segments"].tolist() == [[0, 0, 1, 1, 1]]
+    assert batch["segments"].tolist() == [[0, 1, 1, 1, 2]]  # an end opens what follows
 
 
 # ----------------------------------------------------------------------- rates and optimizers
@@ -218,12 +218,22 @@ def test_the_average_of_weights_is_exponential(small_model):
     before = weight.detach().clone()
     with torch.no_grad():
         weight.add_(1.0)
-    average.update(small_model)
+    average.update(small_model, step=1000)
     torch.testing.assert_close(average.weights[name], before + 0.25)
     average.swap(small_model)
     torch.testing.assert_close(weight.detach(), before + 0.25)
     average.swap(small_model)
     torch.testing.assert_close(weight.detach(), before + 1.0)
+
+
+def test_the_average_follows_faster_in_the_first_steps(small_model):
+    average = Average(small_model, decay=0.999)
+    name, weight = next(iter(small_model.named_parameters()))
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+    average.update(small_model, step=0)
+    torch.testing.assert_close(average.weights[name], before + 0.9)
 
 
 # ---------------------------------------------------------------------------- the run itself

@@ -1,0 +1,75 @@
+"""What a run starts from: drawn weights, its own checkpoint, or somebody's trained model."""
+
+import dataclasses
+
+import torch
+
+from model import ModelConfig, Transformer
+from support.checkpoint import load_model
+from support.weights import assembled
+
+
+def make_model(config, dataset, resumed):
+    """(config, model): its weights drawn, as they were, or taken from another run."""
+    if not resumed and config.init_from != "scratch":
+        return pretrained_model(config, dataset)
+    vocab_size = config.vocab_size or dataset.vocab_size
+    if vocab_size < dataset.least_vocab_size:
+        raise SystemExit(
+            f"vocab_size={vocab_size} is too small for {dataset.path}, whose tokenizer has "
+            f"{dataset.least_vocab_size}; leave it out, or give at least that"
+        )
+    shape = model_part(config, vocab_size=vocab_size)
+    if resumed:
+        check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
+        tell_changes(resumed["data"], dataset)
+        averaged = resumed["ema"] if config.eval_only else None
+        return config, assembled(shape, resumed["model"] | (averaged or {}))
+    torch.manual_seed(config.seed)
+    return config, Transformer(shape)
+
+
+def model_part(config, **changes):
+    """The fields of `config` that shape the model, as a `ModelConfig`."""
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
+    return ModelConfig(**{name: getattr(config, name) for name in names} | changes)
+
+
+def pretrained_model(config, dataset):
+    """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
+    model, tokenizer, _ = load_model(config.init_from)
+    check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
+    if dataset.least_vocab_size > model.config.vocab_size:
+        raise SystemExit(
+            f"{config.init_from} knows {model.config.vocab_size} tokens, and {dataset.path} has "
+            f"{dataset.least_vocab_size}; prepare it with --tokenizer={config.init_from}"
+        )
+    own = {"dropout", "attention_dropout", "fused_attention"}  # do not change what weights mean
+    shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
+    shape["block_size"] = min(config.block_size, model.config.block_size)
+    changed = {k: v for k, v in shape.items() if k not in own and v != getattr(config, k)}
+    config = dataclasses.replace(config, **changed)
+    settled = ", ".join(f"{name}={value}" for name, value in changed.items())
+    print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
+    weights = model.state_dict()
+    if config.position == "learned":
+        name = "position.embedding.weight"
+        weights[name] = weights[name][: config.block_size].clone()
+    return config, assembled(model_part(config), weights)
+
+
+def check_tokenizer(stored, dataset, source):
+    """Exit where the weights know other tokens than the data have."""
+    if stored and dataset.tokenizer and stored != dataset.tokenizer.to_dict():
+        raise SystemExit(
+            f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
+            f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"
+        )
+
+
+def tell_changes(then, dataset):
+    """Say what is no longer as it was when the run that now goes on began."""
+    now = dataset.describe()
+    for name in then:
+        if then[name] != now[name]:
+            print(f"other data than before: {name} was {then[name]} and is {now[name]}")
