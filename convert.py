@@ -101,12 +101,16 @@ def describe(source):
 def huggingface_facts(folder):
     """What a Hugging Face folder says of itself."""
     content = read_json(folder / "config.json")
+    try:
+        tokenizer = tokenizer_in_words(read_tokenizer(folder))
+    except ValueError as error:
+        tokenizer = f"not read: {error}"
     return {
         "what": f"{folder}: a {content.get('model_type')} in Hugging Face's format",
         "config": ", ".join(
             f"{key}={value}" for key, value in content.items() if not isinstance(value, list)
         ),
-        "tokenizer": tokenizer_in_words(read_tokenizer(folder)),
+        "tokenizer": tokenizer,
     }
 
 

@@ -208,12 +208,12 @@ def make_norm(config):
 class KVCache:
     """Keys and values of the positions seen so far: a new token then costs one position's work.
 
-    Room for `block_size` positions is taken once. Each row of the batch may have filled a number of
-    its own.
+    Room for so many positions (None: `block_size`) is taken once. Each row of the batch may have
+    filled a number of its own.
     """
 
-    def __init__(self, config, batch_size, device=None, dtype=None):
-        K, S, D = config.kv_heads, config.block_size, config.head_channels
+    def __init__(self, config, batch_size, device=None, dtype=None, room=None):
+        K, S, D = config.kv_heads, room or config.block_size, config.head_channels
         shape = (config.n_layer, batch_size, K, S, D)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)

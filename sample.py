@@ -86,14 +86,17 @@ def next_token_distribution(
     return kept / kept.sum(dim=1, keepdim=True)
 
 
-def prefill(model, rows):
-    """(logits, cache): what may follow each row of tokens (B, V), and the cache that holds them."""
+def prefill(model, rows, room):
+    """(logits, cache): what may follow each row of tokens (B, V), and the cache that holds them.
+
+    room is the number of positions that the cache can hold.
+    """
     weight = model.token_embedding.weight
     lengths = torch.tensor([len(row) for row in rows], device=weight.device)
     padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.tensor(row)
-    cache = KVCache(model.config, len(rows), weight.device, weight.dtype)
+    cache = KVCache(model.config, len(rows), weight.device, weight.dtype, room)
     logits, _ = model(padded.to(weight.device), cache=cache)
     cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
     return logits[torch.arange(len(rows)), lengths - 1], cache
@@ -109,7 +112,8 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
     """
     block_size = model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
-    logits, cache = prefill(model, rows)
+    room = min(block_size, max(map(len, rows)) + max_new_tokens)
+    logits, cache = prefill(model, rows, room)
     seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=logits.device)
     for i, row in enumerate(rows):
         seen[i, row] = True
@@ -125,7 +129,7 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
         if cache.longest == block_size:
             half = max(1, block_size // 2)
             rows = [row[-half:] if len(row) > block_size else row for row in rows]
-            logits, cache = prefill(model, rows)
+            logits, cache = prefill(model, rows, room)
         else:
             logits, _ = model(tokens, cache=cache)
             logits = logits[:, -1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sample
-from model import ModelConfig, Transformer
+from model import KVCache, ModelConfig, Transformer
 from sample import TextStream, first_tokens, generate, next_token_distribution
 from support.tokenizer import byte_tokenizer
 from tests.conftest import REPOSITORY, TINY
@@ -108,6 +108,14 @@ def full_greedy(model, prompt, n):
 def test_generation_with_a_cache_is_generation_without(position):
     model = make_model(position=position)
     assert continuation(model, [[1, 2, 3]], 20) == [full_greedy(model, [1, 2, 3], 20)]
+
+
+def test_a_long_context_costs_memory_only_as_far_as_it_is_used(monkeypatch):
+    shapes = []
+    model = make_model(block_size=100_000, position="rope")
+    monkeypatch.setattr(sample, "KVCache", lambda *args: shapes.append(args[-1]) or KVCache(*args))
+    continuation(model, [[1, 2, 3], [4]], 5)
+    assert shapes == [8]
 
 
 def test_prompts_of_different_lengths_go_on_as_each_would_alone():
