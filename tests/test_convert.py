@@ -356,6 +356,8 @@ def test_gpt2s_older_pair_of_files_is_read(tmp_path):
 # ------------------------------------------------------------------------- our models, over there
 
 LLAMA_KNOBS = "--norm=rmsnorm --position=rope --mlp=swiglu --n_kv_head=1 --tie_weights=False"
+QWEN2_KNOBS, QWEN3_KNOBS = LLAMA_KNOBS + " --qkv_bias=True", LLAMA_KNOBS + " --qk_norm=True"
+FAMILIES = ["", LLAMA_KNOBS, QWEN2_KNOBS, QWEN3_KNOBS]
 
 
 @pytest.fixture
@@ -373,7 +375,7 @@ def trained(run):
     return train
 
 
-@pytest.mark.parametrize("knobs", ["", LLAMA_KNOBS, LLAMA_KNOBS + " --qk_norm=True"])
+@pytest.mark.parametrize("knobs", FAMILIES)
 def test_a_model_trained_here_writes_the_same_text_in_transformers(trained, run, capsys, knobs):
     trained(*knobs.split())
     run("convert.py", "out/tiny", "--to=hf", "--out=there")
@@ -445,13 +447,13 @@ def weights_in_gguf(path):
 @pytest.mark.parametrize(
     ("kind", "closeness"), [("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3), ("q8_0", 1e-2)]
 )
-@pytest.mark.parametrize("knobs", ["", LLAMA_KNOBS, LLAMA_KNOBS + " --qk_norm=True"])
+@pytest.mark.parametrize("knobs", FAMILIES)
 def test_a_gguf_file_holds_every_weight_and_token(trained, run, knobs, kind, closeness):
     trained(*knobs.split())
     run("convert.py", "out/tiny", "--to=gguf", "--out=there.gguf", f"--dtype={kind}")
     model, tokenizer, _ = load_model("out/tiny")
     fields, tensors = weights_in_gguf("there.gguf")
-    family = "gpt2" if not knobs else "qwen3" if "qk_norm" in knobs else "llama"
+    family = ["gpt2", "llama", "qwen2", "qwen3"][FAMILIES.index(knobs)]
     assert fields["general.architecture"] == family
     assert fields[f"{family}.block_count"] == 2
     assert fields["tokenizer.ggml.tokens"][tokenizer.eot] == "<|endoftext|>"
@@ -468,9 +470,8 @@ def test_a_gguf_file_holds_every_weight_and_token(trained, run, knobs, kind, clo
         expected = expected.detach()
         off = (torch.from_numpy(tensors[name].copy()) - expected).abs().max()
         assert off <= closeness * expected.abs().max()
-    per_block = {"gpt2": 12, "llama": 9, "qwen3": 11}[family]
-    around = {"gpt2": 4, "llama": 3, "qwen3": 3}[family]
-    assert len(tensors) == 2 * per_block + around
+    per_block = {"gpt2": 12, "llama": 9, "qwen2": 12, "qwen3": 11}[family]
+    assert len(tensors) == 2 * per_block + (4 if family == "gpt2" else 3)
 
 
 def test_llama_cpp_pairs_neighbouring_channels(tmp_path):
@@ -497,7 +498,7 @@ def test_a_tokenizer_that_llama_cpp_lacks_is_refused(trained, run, kind):
     assert not Path("there.gguf").exists()
 
 
-@pytest.mark.parametrize("knobs", ["", LLAMA_KNOBS, LLAMA_KNOBS + " --qk_norm=True"])
+@pytest.mark.parametrize("knobs", FAMILIES)
 def test_llama_cpp_writes_the_same_text(trained, run, capsys, knobs):
     llama_cpp = pytest.importorskip("llama_cpp", reason="needs: pip install llama-cpp-python")
     trained(*knobs.split(), "--max_iters=60")
@@ -596,3 +597,77 @@ def test_impossible_knobs_are_refused_by_name(run, capsys):
             run("convert.py", "out/tiny", *options)
         told = capsys.readouterr().err
         assert "--out" in told or "dtype=q8_0" in told or "gguf" in told
+
+
+# ------------------------------------------------------------- tokenizers that `tokenizers` trained
+
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+
+
+def trained_by_others(family, folder):
+    """A tokenizer.json as GPT-2, Llama 3, Qwen 2 and SmolLM have it, small."""
+    tokenizers = pytest.importorskip("tokenizers")
+    pre, Regex = tokenizers.pre_tokenizers, tokenizers.Regex
+    splits = {
+        "gpt2": [pre.ByteLevel(add_prefix_space=False)],
+        "smollm": [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)],
+    }
+    for name, digits in (("llama3", "{1,3}"), ("qwen2", "")):
+        split = pre.Split(Regex(CONTRACTIONS + WORDS % digits), "isolated")
+        splits[name] = [split, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = (
+        pre.Sequence(splits[family]) if splits[family][1:] else splits[family][0]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    if family == "qwen2":
+        tokenizer.normalizer = tokenizers.normalizers.NFC()
+    special = {"gpt2": ["<|endoftext|>"], "llama3": ["<|begin_of_text|>", "<|end_of_text|>"]}
+    chat = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=special.get(family, chat),
+        initial_alphabet=pre.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*TEXTS, tiny_text()] * 3, trainer)
+    if family == "llama3":
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+        )
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama3", "qwen2", "smollm"])
+def test_tokenizers_of_others_give_the_same_ids_here_and_after_the_way_back(tmp_path, family):
+    theirs = trained_by_others(family, tmp_path / "theirs")
+    ours = read_tokenizer(tmp_path / "theirs")
+    save_tokenizer(tmp_path / "back", ours, bos=ours.bos)
+    back = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    for text in [*TEXTS[:4], *TEXTS[5:], tiny_text(), " \n\n\t 12345678  \u3000\r\n" * 3]:
+        expected = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text).tolist() == expected
+        assert back(text, add_special_tokens=False)["input_ids"] == expected
+    assert ours.special_tokens == {
+        token.content: i for i, token in theirs.get_added_tokens_decoder().items()
+    }
+    assert (ours.bos is not None) == (family == "llama3")
+    if ours.bos is not None:
+        assert back("hi")["input_ids"] == theirs.encode("hi").ids
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama3", "qwen2", "smollm"])
+def test_llama_cpp_splits_words_as_their_tokenizers_do(tmp_path, family):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs: pip install llama-cpp-python")
+    theirs = trained_by_others(family, tmp_path / "theirs")
+    rows = theirs.get_vocab_size()
+    reference("llama", vocab_size=rows).save_pretrained(tmp_path / "theirs")
+    model, tokenizer = read_model(tmp_path / "theirs")
+    write_gguf(tmp_path / "model.gguf", model, tokenizer)
+    llama = llama_cpp.Llama(str(tmp_path / "model.gguf"), vocab_only=True, verbose=False)
+    for text in [*TEXTS[:3], tiny_text()]:
+        there = llama.tokenize(text.encode(), add_bos=False, special=False)
+        assert there == tokenizer.encode(text).tolist()
