@@ -69,6 +69,9 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        for name in ("softcap", "norm_eps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
     @property
     def kv_heads(self):

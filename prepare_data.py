@@ -8,6 +8,7 @@ encode it. The result takes the place of an older data/NAME at the very end, or 
 import errno
 import json
 import os
+import shlex
 import tempfile
 import textwrap
 import time
@@ -118,8 +119,8 @@ def check(config):
         )
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction={config.val_fraction}: expected more than 0, less than 1")
-    if config.megabytes <= 0:
-        raise ValueError(f"megabytes={config.megabytes}: expected more than 0")
+    if not 0 < config.megabytes < 1e6:
+        raise ValueError(f"megabytes={config.megabytes}: expected more than 0, less than a million")
     if not config.paths:
         raise ValueError(f"nothing to prepare: name files, folders or one of {', '.join(NAMES)}")
 
@@ -498,7 +499,8 @@ def next_command(name):
     recipe = RECIPES.get(name)
     if recipe:
         return f"python train.py {recipe}"
-    return f"python train.py config/stories.py --dataset={name} --out_dir=out/{name}"
+    dataset, out_dir = shlex.quote(f"--dataset={name}"), shlex.quote(f"--out_dir=out/{name}")
+    return f"python train.py config/stories.py {dataset} {out_dir}"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class SampleConfig:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("seed", 0 <= self.seed < 2**63, "at least 0 and below 2**63"),
         ):
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)} must be {expected}")
@@ -102,6 +103,14 @@ def prefill(model, rows, room):
     return logits[torch.arange(len(rows)), lengths - 1], cache
 
 
+def draw(probabilities, generator):
+    """One token for each row (B, V): (B, 1)."""
+    try:
+        return torch.multinomial(probabilities, 1, generator=generator)
+    except RuntimeError:
+        raise SystemExit("the model's scores are not numbers: its training went astray") from None
+
+
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator=None):
     """Yield the next tokens, one for each prompt, `max_new_tokens` times: lists of B ids.
@@ -119,7 +128,7 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
         seen[i, row] = True
     for i in range(max_new_tokens):
         probabilities = distribution(logits[:, :vocab_size], seen)
-        tokens = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1)
+        tokens = draw(probabilities, generator)  # (B, 1)
         seen.scatter_(1, tokens, True)
         yield tokens[:, 0].tolist()
         for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
@@ -194,7 +203,8 @@ def first_tokens(tokenizer, start, documents):
             return tokenizer.encode(start or tokenizer.known("\n")).tolist() or [0]
         return [first, *tokenizer.encode(start).tolist()]
     except ValueError as error:
-        raise SystemExit(f"start={start!r} cannot be continued: {error}") from None
+        shown = start if len(start) < 40 else start[:40] + "…"
+        raise SystemExit(f"start={shown!r} cannot be continued: {error}") from None
 
 
 def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8, min_p=0.05):
@@ -252,7 +262,7 @@ def write_samples(model, tokenizer, start, prompt, config, out):
 def starts(config):
     """The texts to continue: the one that `start` stands for, or one after another as typed."""
     if config.interactive or config.start == "-":
-        sys.stdin.reconfigure(encoding="utf-8")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
     if config.interactive:
         print("type a beginning and press Enter; an empty line ends", file=sys.stderr)
         while start := read_line("> "):
@@ -260,7 +270,7 @@ def starts(config):
     elif config.start.startswith("FILE:"):
         yield read_text(Path(config.start.removeprefix("FILE:")))
     else:
-        yield sys.stdin.read() if config.start == "-" else config.start
+        yield sys.stdin.read().removesuffix("\n") if config.start == "-" else config.start
 
 
 def read_line(prompt):
@@ -272,7 +282,7 @@ def read_line(prompt):
 def read_text(path):
     """A prompt from a file, in UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n")  # the editor's, not meant
     except (OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"start=FILE:{path} cannot be read: {error}") from None
 
@@ -303,11 +313,16 @@ def main():
     with open_world(config.device, config.dtype) as world:
         model, tokenizer, documents = load_for_sampling(config, world)
         for start in starts(config):
-            prompt = first_tokens(tokenizer, start, documents)
-            begun = time.perf_counter()
-            made = write_samples(model, tokenizer, start, prompt, config, sys.stdout)
-            seconds = time.perf_counter() - begun
-            print(f"{made:,} tokens, {made / seconds:,.0f} tokens/s", file=sys.stderr)
+            try:
+                prompt = first_tokens(tokenizer, start, documents)
+                begun = time.perf_counter()
+                made = write_samples(model, tokenizer, start, prompt, config, sys.stdout)
+                seconds = time.perf_counter() - begun
+                print(f"{made:,} tokens, {made / seconds:,.0f} tokens/s", file=sys.stderr)
+            except SystemExit as error:
+                if not config.interactive:
+                    raise
+                print(error, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Alone it does the quick start on data/stories. On N GPUs of one machine:
 import dataclasses
 import itertools
 import math
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ from support.checkpoint import (
     set_aside,
     snapshot,
 )
-from support.config import load_config, show_config
+from support.config import is_config_file, load_config, show_config
 from support.processes import StopSignal, compiled, only_main_prints, open_world
-from support.report import Report, advice_on_memory, in_words, show_plan
+from support.report import Report, advice_on_memory, farewell, in_words, show_plan
 from support.starting_point import make_model
 from support.token_files import Windows, open_dataset
 
@@ -110,8 +111,11 @@ class TrainConfig(ModelConfig):
             ("patience", 0),
             ("sample_tokens", 0),
         ):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("vocab_size", "lr_decay_iters"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("label_smoothing", "ema_decay", "cooldown", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
@@ -187,6 +191,8 @@ def training_batches(dataset, config, world):
     """
     windows = windows_of(dataset, "train", config)
     eot = dataset.tokenizer and dataset.tokenizer.eot
+    if config.document_mask and eot is None:
+        raise SystemExit(f"document_mask=True: {dataset.path} does not tell where documents end")
     per_step = config.batch_size * config.gradient_accumulation_steps
     mine = per_step // world.size
 
@@ -385,9 +391,9 @@ def give_up(progress, norm, config):
     if progress.skipped >= SKIPS_ALLOWED:
         raise SystemExit(
             f"step {progress.step}: {SKIPS_ALLOWED} steps in a row without finite gradients. "
-            f"{config.out_dir}/{LAST} holds the last good state. Try --init_from=resume with "
-            f"--learning_rate={config.learning_rate / 2:g}, --dtype=float32 or a --grad_clip below "
-            f"{config.grad_clip or 1:g}"
+            f"{config.out_dir}/{LAST} holds the last state with a finite loss, {BEST} the best. "
+            f"Try --init_from=resume with --learning_rate={config.learning_rate / 2:g}, "
+            f"--dtype=float32 or a --grad_clip below {config.grad_clip or 1:g}"
         )
 
 
@@ -404,6 +410,8 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
     progress = Progress()
     if resumed:
         progress = Progress(**restore(resumed, model, optimizers, average, scaler))
+        if resumed["train_config"].get("best_metric") != config.best_metric:
+            progress.best, progress.without_gain = None, 0  # of another metric
 
     def save(name):
         if world.is_main:
@@ -427,7 +435,8 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
                 report.evaluated(progress, numbers)
                 if is_best:
                     save(BEST)
-                save(LAST)
+                if all(map(math.isfinite, numbers.values())):
+                    save(LAST)
             if is_last:
                 break
             if 0 < config.patience <= progress.without_gain:
@@ -470,9 +479,12 @@ def read_config():
             f"{config.out_dir} is a run of {resumed['origin']}'s; to go on with it, first type: "
             f"python convert.py {config.out_dir} --to=shiftgpt --out=out/NAME"
         )
-    print(f"going on with {config.out_dir} at step {resumed['step']}, with its settings")
+    out_dir = config.out_dir
+    print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
     stored = TrainConfig(**resumed["train_config"])
-    config = dataclasses.replace(load_config(TrainConfig, default=stored), out_dir=config.out_dir)
+    typed = [word for word in sys.argv[1:] if not is_config_file(word)]
+    config = load_config(TrainConfig, typed, default=stored)
+    config = dataclasses.replace(config, out_dir=out_dir)
     for name in [*(field.name for field in dataclasses.fields(ModelConfig)), "optimizer"]:
         old, new = getattr(stored, name), getattr(config, name)
         if old != new:
@@ -493,6 +505,8 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
 
     def evaluate_and_show(faster):
         numbers = evaluate(faster)
+        if not math.isfinite(numbers["val_loss"]):
+            return numbers
         text = text_of(model, tokenizer, prompt, config.sample_tokens, next(seeds))
         report.say("\n".join(f"  | {line}" for line in text.splitlines()))
         return numbers
@@ -503,7 +517,7 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
 def main():
     only_main_prints()
     config, resumed = read_config()
-    with open_world(config.device, config.dtype) as world:
+    with open_world(config.device, config.dtype) as world, advice_on_memory(config):
         if config.gradient_accumulation_steps % world.size:
             raise SystemExit(
                 f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
@@ -531,9 +545,10 @@ def main():
             "data": dataset.describe(),
         }
         first_step = resumed["step"] if resumed else 0
-        with Report(config, model, world, first_step) as report, advice_on_memory(config):
+        with Report(config, model, world, first_step) as report:
             evaluate = with_a_sample(evaluate, model, dataset, config, world, report)
-            train(model, config, batch_at, evaluate, world, report, about, resumed)
+            progress = train(model, config, batch_at, evaluate, world, report, about, resumed)
+        print(farewell(progress, config))
 
 
 if __name__ == "__main__":

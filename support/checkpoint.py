@@ -37,8 +37,11 @@ def save_checkpoint(path, contents):
     """Write a checkpoint; a reader of `path` sees the old one or the new one, whole."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
-    with replacing(path) as file:
-        torch.save({"format": FORMAT, "versions": versions, **contents}, file)
+    try:
+        with replacing(path) as file:
+            torch.save({"format": FORMAT, "versions": versions, **contents}, file)
+    except RuntimeError as error:  # so says torch where the disk is full
+        raise SystemExit(f"{path} could not be written, an older one is whole ({error})") from None
 
 
 def find_checkpoint(source, names=(BEST, LAST)):
@@ -50,7 +53,11 @@ def find_checkpoint(source, names=(BEST, LAST)):
     if found:
         return found[0]
     if source.is_dir():
-        raise SystemExit(f"{source} holds no {' or '.join(names)}: no run was saved there yet")
+        earlier = max(source.glob("previous-*"), key=lambda p: p.stat().st_mtime, default=None)
+        told = f"; an earlier one is in {earlier}" if earlier else ""
+        raise SystemExit(
+            f"{source} holds no {' or '.join(names)}: no run was saved there yet{told}"
+        )
     raise SystemExit(f"there is no checkpoint {source}; train one with: python train.py")
 
 
@@ -95,9 +102,12 @@ def load_model(source, device="cpu", dtype=torch.float32):
         return model.to(device), tokenizer, checkpoint
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path) | {"path": path}
-    weights = {**checkpoint["model"], **(checkpoint["ema"] or {})}
-    model = assembled(ModelConfig(**checkpoint["model_config"]), weights)
-    tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
+    try:
+        weights = {**checkpoint["model"], **(checkpoint["ema"] or {})}
+        model = assembled(ModelConfig(**checkpoint["model_config"]), weights)
+        tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"{path} is not whole, or of another version: {error!r:.200}") from None
     return model.to(device).eval(), tokenizer, checkpoint
 
 
@@ -138,7 +148,8 @@ def set_aside(out_dir):
     kept = [Path(out_dir) / name for name in KEPT if (Path(out_dir) / name).exists()]
     if not kept:
         return
-    numbers = [int(p.name.split("-")[1]) for p in Path(out_dir).glob("previous-*")]
+    names = [path.name.removeprefix("previous-") for path in Path(out_dir).glob("previous-*")]
+    numbers = [int(name) for name in names if name.isdecimal()]
     aside = Path(out_dir) / f"previous-{max(numbers, default=0) + 1}"
     aside.mkdir()
     for file in kept:

@@ -20,11 +20,15 @@ from support.files import until_nobody_reads
 
 # Options of nanoGPT's that have another form here: what each value stands for.
 TRANSLATED = {
-    "decay_lr": {"True": [], "False": ["--schedule=constant", "--warmup_iters=0"]},
-    "wandb_log": {"True": ["--log_to=wandb"], "False": []},
+    "decay_lr": {
+        "True": ["--schedule=cosine"],
+        "False": ["--schedule=constant", "--warmup_iters=0"],
+    },
+    "wandb_log": {"True": ["--log_to=wandb"], "False": ["--log_to=file"]},
 }
 # Options of nanoGPT's that nothing depends on any more, and why.
 NOT_NEEDED = {
+    "compile": "text is written without compiling",
     "always_save_checkpoint": "the last checkpoint (ckpt.pt) and the best (best.pt) are both kept",
     "backend": "it follows from the device: nccl on CUDA, gloo elsewhere",
 }
@@ -65,6 +69,9 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
     argv = list(sys.argv[1:] if argv is None else argv)
     files = [word for word in argv if takes_files and is_config_file(word)]
+    for word in argv if takes_files else []:
+        if not word.startswith("-") and Path(f"{word}.py").is_file():
+            raise SystemExit(f"{word} is no option; did you mean {word}.py?")
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):
         if "--init_from=resume" not in argv:  # which takes the settings of the run
             print(f"no config file named: using {as_typed(default_file)}")

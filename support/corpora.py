@@ -55,6 +55,7 @@ FINEWEB_EDU_SHARDS = 99
 
 # The held-out stories, as a share of the training stories.
 STORIES_VAL_SHARE = 0.05
+RUN_LOG = "log.jsonl"  # what train.py leaves in a folder, which is no text
 # Left out of the corpus `python`: tests, what pip installed, and tables written by programs.
 NOT_WRITTEN_BY_PEOPLE = {
     *("site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"),
@@ -144,7 +145,9 @@ def files_under(path):
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names = sorted(
-            name for name in names if not name.startswith(".") and kind(name) in SUFFIXES
+            name
+            for name in names
+            if kind(name) in SUFFIXES and not name.startswith(".") and name != RUN_LOG
         )
         files += [Path(folder, name) for name in names]
     if not files:
@@ -227,8 +230,16 @@ def decode(path, decoder, chunk, fed, final=False):
         offset = fed - len(error.object) + error.start
         raise ValueError(
             f"{path} is not UTF-8: byte {offset:,} is 0x{error.object[error.start]:02x}. Save it "
-            f"as UTF-8, or convert it, perhaps: iconv -f WINDOWS-1252 -t UTF-8 {path} > utf8.txt"
+            f"as UTF-8, or convert it, perhaps: iconv -f {likely_encoding(error.object)} -t UTF-8 "
+            f"{path} > utf8.txt"
         ) from error
+
+
+def likely_encoding(chunk):
+    """What bytes that are not UTF-8 are likely to be: the Chinese standard, or western European."""
+    text = chunk.decode("gb18030", "replace")
+    chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
+    return "GB18030" if chinese > 10 * text.count("\ufffd") and chinese > 1 else "WINDOWS-1252"
 
 
 def lines_of(path):

@@ -98,6 +98,8 @@ def open_world(device="auto", dtype="auto"):
             yield World(device, pick_dtype(dtype, device), rank, size)
     except KeyboardInterrupt:
         raise SystemExit("\nstopped at once") from None
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise SystemExit(f"{error.filename}: {error.strerror}; choose another place") from None
     finally:
         if size > 1:
             dist.destroy_process_group()

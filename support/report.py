@@ -123,6 +123,22 @@ class Report:
         self.track({k: v for k, v in finite.items() if v is not None}, numbers["step"])
 
 
+def farewell(progress, config):
+    """Why the run ended, and what to type next."""
+    sample, resume = f"python sample.py --out_dir={config.out_dir}", "--init_from=resume"
+    if progress.step >= config.max_iters:
+        why = (
+            f"all {config.max_iters:,} steps are made (for more: {resume} and a larger --max_iters)"
+        )
+    elif 0 < config.patience <= progress.without_gain:
+        why = f"no better {config.best_metric} in {config.patience} evaluations"
+    elif 0 < config.max_minutes <= progress.minutes:
+        why = f"the {config.max_minutes:g} minutes are over"
+    else:
+        return f"stopped at step {progress.step:,}; to go on: {resume} --out_dir={config.out_dir}"
+    return f"{why}\nto see it write: {sample}"
+
+
 def in_words(numbers):
     """An evaluation as a person reads it: train loss 1.2345, val loss 1.3456, bits/byte 0.4321"""
     words = []
@@ -135,11 +151,14 @@ def in_words(numbers):
 def read_log(path):
     """The lines of a log.jsonl as dicts; one that was cut off in writing is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
     return records
 
 
@@ -212,7 +231,8 @@ def draw(log):
         ms=4,
         label="validation",
     )
-    axes.set(xlabel="step", ylabel="loss, nats per token", title=str(log.parent))
+    title = str(log.parent) if str(log.parent).isascii() else ""  # not every font has every letter
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(log.with_name("loss.png"), dpi=120)
@@ -245,7 +265,7 @@ def show_plan(model, config, dataset, world):
     print(f"tokens per iteration will be: {per_step:,}")
     print(f"number of parameters: {counted / 1e6:.2f}M")
     print(f"running on {world.device} in {precision}, processes: {world.size}")
-    if dataset.floor:
+    if dataset.floor and config.target_shift == 1 and config.causal:
         print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
     if config.dry_run:
         show_cost(model, config, dataset, world, per_step)

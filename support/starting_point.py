@@ -8,6 +8,8 @@ from model import ModelConfig, Transformer
 from support.checkpoint import load_model
 from support.weights import assembled
 
+LOOKED_AT = 1_000_000  # tokens at the beginning of each file
+
 
 def make_model(config, dataset, resumed):
     """(config, model): its weights drawn, as they were, or taken from another run."""
@@ -25,6 +27,7 @@ def make_model(config, dataset, resumed):
         tell_changes(resumed["data"], dataset)
         averaged = resumed["ema"] if config.eval_only else None
         return config, assembled(shape, resumed["model"] | (averaged or {}))
+    check_ids(dataset, vocab_size)
     torch.manual_seed(config.seed)
     return config, Transformer(shape)
 
@@ -65,6 +68,18 @@ def check_tokenizer(stored, dataset, source):
             f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
             f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"
         )
+
+
+def check_ids(dataset, vocab_size):
+    """Exit where the beginning of the data has tokens that the model would not know."""
+    for split in (dataset.train, dataset.val):
+        for shard in split.shards:
+            largest = int(shard[:LOOKED_AT].max(initial=0))
+            if largest >= vocab_size:
+                raise SystemExit(
+                    f"{dataset.path} has the token {largest}, too large for vocab_size="
+                    f"{vocab_size}; try --vocab_size={largest + 1}, or prepare the data anew"
+                )
 
 
 def tell_changes(then, dataset):
