@@ -447,7 +447,8 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             batches = batch_at(progress.step)
             counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
             minutes = world.is_main * (time.perf_counter() - began) / 60
-            n_targets, stops, progress.minutes = world.sum(sum(counts), stop.requested, minutes)
+            asked = stop.requested or report.unread
+            n_targets, stops, progress.minutes = world.sum(sum(counts), asked, minutes)
             if stops:
                 save(LAST)
                 break

@@ -9,7 +9,7 @@ import inspect
 import os
 import signal
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -175,7 +175,8 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
         name = signal.Signals(number).name
-        print(f"\n{name}: saving after this step (once more to stop at once)", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that is closed
+            print(f"\n{name}: saving after this step (once more to stop at once)", file=sys.stderr)
 
 
 def compiled(model, setting, world, example):

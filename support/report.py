@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -41,7 +40,7 @@ class Report:
         self.config, self.world = config, world
         self.flops_per_token = flops_per_token(model)
         self.log = Path(config.out_dir) / "log.jsonl"
-        self.track = track_nothing
+        self.track, self.unread = track_nothing, False
         if world.is_main:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             cut_back(self.log, first_step)
@@ -58,16 +57,16 @@ class Report:
     def __exit__(self, *_):
         self.bar.close()
         if self.world.is_main and draw(self.log):
-            print(f"losses: {self.log.with_name('loss.png')}")
+            self.say(f"losses: {self.log.with_name('loss.png')}")
 
     def say(self, line):
-        """Print a line above the progress bar; where nobody reads any more, the run is to end."""
+        """Print a line above the progress bar; take note where nobody reads it: the run may end."""
         try:
             tqdm.write(line)
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError:  # a pipe was closed, or the terminal
             fall_silent()
-            signal.raise_signal(signal.SIGTERM)
+            self.unread = True
 
     def step(self, progress, loss, norm, rate, n_targets):
         """Count an update, and at each log_interval tell of it. loss is this process's part."""

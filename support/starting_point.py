@@ -16,10 +16,10 @@ def make_model(config, dataset, resumed):
     if not resumed and config.init_from != "scratch":
         return pretrained_model(config, dataset)
     vocab_size = config.vocab_size or dataset.vocab_size
-    if vocab_size < dataset.least_vocab_size:
+    if dataset.tokenizer and vocab_size < dataset.vocab_size:
         raise SystemExit(
             f"vocab_size={vocab_size} is too small for {dataset.path}, whose tokenizer has "
-            f"{dataset.least_vocab_size}; leave it out, or give at least that"
+            f"{dataset.vocab_size}; leave it out, or give at least that"
         )
     shape = model_part(config, vocab_size=vocab_size)
     if resumed:
@@ -42,11 +42,12 @@ def pretrained_model(config, dataset):
     """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
     model, tokenizer, _ = load_model(config.init_from)
     check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
-    if dataset.least_vocab_size > model.config.vocab_size:
+    if dataset.tokenizer and dataset.vocab_size > model.config.vocab_size:
         raise SystemExit(
             f"{config.init_from} knows {model.config.vocab_size} tokens, and {dataset.path} has "
-            f"{dataset.least_vocab_size}; prepare it with --tokenizer={config.init_from}"
+            f"{dataset.vocab_size}; prepare it with --tokenizer={config.init_from}"
         )
+    check_ids(dataset, model.config.vocab_size)
     own = {"dropout", "attention_dropout", "fused_attention"}  # do not change what weights mean
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
     shape["block_size"] = min(config.block_size, model.config.block_size)

@@ -19,7 +19,6 @@ from support.tokenizer_files import tokenizer_from_nanogpt
 # llm.c's shards begin with 256 int32: a magic number, a version, the number of tokens.
 HEADER_BYTES = 1024
 MAGIC_DTYPES = {20240520: "<u2", 20240801: "<u4"}
-GPT2_TOKENS = 50257
 NANOGPT_VOCAB_SIZE = 50304  # what nanoGPT assumes where a folder says nothing
 # How the data that the configs name are made.
 SOURCES = {
@@ -54,11 +53,6 @@ class Dataset:
     tokenizer: object | None  # None: the folder does not say; GPT-2's then, as in nanoGPT
     documents: int = 1  # in the training split, as far as is known
     floor: float | None = None  # bits per byte that no model can go below, where that is known
-
-    @property
-    def least_vocab_size(self):
-        """The tokens that a model must know; without a tokenizer they are taken to be GPT-2's."""
-        return self.vocab_size if self.tokenizer else min(self.vocab_size, GPT2_TOKENS)
 
     def describe(self):
         """What a checkpoint keeps of its data: enough to notice when they have changed."""

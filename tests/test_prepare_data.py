@@ -515,3 +515,10 @@ def test_meta_json_is_there_only_with_the_files_it_describes(older, monkeypatch)
     error_of("long.txt", "--dataset=x")
     assert not Path("data/x/meta.json").exists()
     assert not list(Path("data/x").glob("*.tmp"))
+
+
+def test_chinese_text_in_an_older_encoding_is_told_which(tmp_path):
+    text = tmp_path / "old.txt"
+    text.write_bytes("从前有座山，山上有座庙。\n".encode("gb18030") * 50)
+    with pytest.raises(SystemExit, match="iconv -f GB18030"):
+        prepare_data.main([str(text)])

@@ -459,6 +459,8 @@ def test_a_time_budget_ends_the_run_annealed_and_evaluated(train_tiny):
 class Report0:
     """A report that only remembers."""
 
+    unread = False
+
     def __init__(self):
         self.norms = []
 
