@@ -1,7 +1,7 @@
 # nanoGPT's CPU exercise, faster: tiny Shakespeare by characters, with 64 of them in sight.
 #   python prepare_data.py shakespeare --dataset=shakespeare_char --tokenizer=char
 #   python train.py config/shakespeare_char.py
-# Half a minute on two CPU cores; ends near 1.70, where nanoGPT's recipe for a CPU ends near 1.88.
+# Half a minute on two CPU cores; ends near 1.69, where nanoGPT's recipe for a CPU ends near 1.88.
 dataset = "shakespeare_char"
 out_dir = "out/shakespeare_char"
 
