@@ -308,21 +308,27 @@ def missing_biases(weights):
 
 def save_shards(folder, tensors):
     """Write (name, tensor) pairs as one file of weights, or as several and an index."""
-    shards, size, total = [{}], 0, 0
+    shards, part, size, total = [], {}, 0, 0
+
+    def write_part():
+        file = folder / part_name(len(shards) + 1)
+        save_file(part, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # safetensors lets nobody else read it
+        shards.append(list(part))
+
     for name, tensor in tensors:
-        if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
-            save_file(shards[-1], folder / part_name(len(shards)), metadata={"format": "pt"})
-            shards[-1] = list(shards[-1])
-            shards, size = [*shards, {}], 0
-        shards[-1][name] = tensor
+        if part and size + tensor.nbytes > SHARD_BYTES:
+            write_part()
+            part, size = {}, 0
+        part[name] = tensor
         size, total = size + tensor.nbytes, total + tensor.nbytes
-    save_file(shards[-1], folder / part_name(len(shards)), metadata={"format": "pt"})
+    write_part()
     if len(shards) == 1:
         (folder / part_name(1)).rename(folder / WHOLE)
         return
-    n, weight_map = len(shards), {}
+    weight_map = {}
     for i, names in enumerate(shards, start=1):
-        file = part_name(i, of=n)
+        file = part_name(i, of=len(shards))
         (folder / part_name(i)).rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     save_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
