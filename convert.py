@@ -28,9 +28,9 @@ from support.checkpoint import (
     save_checkpoint,
 )
 from support.config import TRANSLATED, load_config
-from support.files import must_be_new, new_folder, until_nobody_reads
+from support.files import must_be_new, new_folder, read_json, until_nobody_reads
 from support.gguf_file import write_gguf
-from support.huggingface import read_json, write_model
+from support.huggingface import write_model
 from support.nanogpt import to_nanogpt
 from support.tensor_files import TensorFiles
 from support.tokenizer import tokenizer_from_dict
@@ -236,8 +236,7 @@ def card(model, checkpoint, name):
     lines = [f"A transformer of {count:,} parameters, made with ShiftGPT."]
     if "step" in checkpoint:
         best, metric = checkpoint["progress"]["best"], known.get("best_metric", "val_loss")
-        data = checkpoint["data"].get("path") or known.get("dataset")
-        lines += [f"- trained on {data}: {checkpoint['step']:,} steps"]
+        lines += [f"- trained on {known.get('dataset')}: {checkpoint['step']:,} steps"]
         lines += [f"- {metric.replace('_', ' ')}: {best:.4f}"] if best is not None else []
     shape = ", ".join(f"{key}={value}" for key, value in vars(model.config).items())
     lines += [f"- its shape: {shape}", "", "```python", USE.format(folder=name), "```", ""]

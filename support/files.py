@@ -1,8 +1,9 @@
 """Files that are either whole or not there: nothing a user made is ever half-written.
 
-And a pipe that nobody reads any more.
+And JSON, and a pipe that nobody reads any more.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -26,6 +27,17 @@ def replacing(path, mode="wb"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path):
+    """The object in a JSON file; raises ValueError where there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is JSON, but no object in braces")
+    return content
 
 
 def must_be_new(path):

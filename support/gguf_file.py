@@ -9,12 +9,11 @@ import torch
 
 from model import rotary_frequencies
 from support.files import replacing
-from support.huggingface import Unfit, missing_biases, their_config
+from support.huggingface import Unfit, their_config, weights_to_write
 from support.tokenizer import GPT2_PATTERN
 from support.tokenizer_files import DIGITS_PATTERN, as_text, chat_template_of, merges_of
 from support.weights import GGUF, GGUF_GPT2, place_of, put
 
-KINDS = "f32", "f16", "bf16", "q8_0"
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers for them
 BLOCK = 32  # numbers that share a scale in q8_0
 # llama.cpp has the patterns that split a text into words built in, under these names.
@@ -31,7 +30,7 @@ PATTERNS = {
 
 
 def write_gguf(path, model, tokenizer, kind="f16", bos=None):
-    """Write one file; kind is that of its matrices, one of KINDS; bos is as in `write_model`.
+    """Write one file; kind is that of its matrices, one of FILE_TYPES; bos is as in `write_model`.
 
     Raises Unfit for a model or a tokenizer that llama.cpp does not know.
     """
@@ -41,10 +40,7 @@ def write_gguf(path, model, tokenizer, kind="f16", bos=None):
         raise SystemExit("--to=gguf needs: pip install gguf") from None
 
     family = their_config(model.config)[0]["model_type"]
-    weights = model.state_dict()
-    weights |= missing_biases(weights) if family == "gpt2" else {}
-    if model.config.tie_weights:
-        del weights["head.weight"]
+    weights = weights_to_write(model, family)
     places = {name: place_of(name, GGUF_GPT2 if family == "gpt2" else GGUF) for name in weights}
     writer = gguf.GGUFWriter(None, family)
     describe_model(writer, model.config, Path(path).stem, kind)

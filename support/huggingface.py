@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from model import ModelConfig
-from support.files import new_folder
+from support.files import new_folder, read_json
 from support.tensor_files import INDEX, WHOLE, TensorFiles
 from support.tokenizer_files import read_tokenizer, tokenizer_files
 from support.weights import GPT2, LLAMA, assembled, parameter_shapes, place_of, put, take
@@ -69,18 +69,10 @@ def mistakes_told(folder):
         raise SystemExit(f"{folder} cannot be read: {error}") from None
 
 
-def read_json(path):
-    """The object in a JSON file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise Unfit(f"{path.name} holds no object in braces")
-    return content
-
-
 def read_weights(files, config, modules, dtype):
     """Our name -> tensor for every parameter of a model: nothing missing, surplus or misshapen."""
     shapes = parameter_shapes(config)
-    places = {name: place_of(name, modules, transposed=modules is GPT2) for name in shapes}
+    places = places_of(shapes, modules)
     stored = with_first_word(files, modules)
     needed = {place.name for place in places.values()}
     surplus = {name for name in stored if not COMPUTED.fullmatch(name)} - needed
@@ -101,6 +93,11 @@ def read_weights(files, config, modules, dtype):
             raise Unfit(f"{place.name} is {tensor.dtype}: quantised weights are not read")
         weights[name] = tensor.to(dtype or tensor.dtype, copy=True).contiguous()
     return weights
+
+
+def places_of(names, modules):
+    """Our name -> its `Place` in Hugging Face's files, where GPT-2's matrices lie on their side."""
+    return {name: place_of(name, modules, transposed=modules is GPT2) for name in names}
 
 
 def with_first_word(names, modules):
@@ -276,15 +273,12 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
     appears when it is whole, or not at all.
     """
     content, modules = their_config(model.config)
-    weights = model.state_dict()
-    weights |= missing_biases(weights) if modules is GPT2 else {}
-    if model.config.tie_weights:
-        del weights["head.weight"]
+    weights = weights_to_write(model, content["model_type"])
     dtype = dtype or weights["token_embedding.weight"].dtype
     name = str(dtype).removeprefix("torch.")
     ids = {"bos_token_id": bos, "eos_token_id": tokenizer and tokenizer.eot}
     content |= ids | {"dtype": name, "torch_dtype": name}  # the second for transformers before 5
-    places = {name: place_of(name, modules, transposed=modules is GPT2) for name in weights}
+    places = places_of(weights, modules)
     with new_folder(folder) as part:
         save_shards(part, ((name, t.to(dtype)) for name, t in put(weights, places)))
         save_json(part / "config.json", content)
@@ -293,6 +287,14 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
         if tokenizer:
             for name, content in tokenizer_files(tokenizer, model.config.block_size, bos).items():
                 save_json(part / name, content)
+
+
+def weights_to_write(model, family):
+    """Our name -> tensor of all that a file holds: a tied head only once, GPT-2's biases always."""
+    weights = model.state_dict()
+    if model.config.tie_weights:
+        del weights["head.weight"]
+    return weights | (missing_biases(weights) if family == "gpt2" else {})
 
 
 def missing_biases(weights):

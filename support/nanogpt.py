@@ -89,7 +89,7 @@ def to_nanogpt(checkpoint):
         "model_args": {name: getattr(config, name) for name in SHAPE},
         "iter_num": checkpoint["step"],
         "best_val_loss": torch.tensor(1e9 if best is None else best),
-        "config": {"dataset": Path(known.get("dataset", "")).name} | known,
+        "config": known,
         **adamw(model, places, checkpoint["optimizer"], known),
     }
 

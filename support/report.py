@@ -130,7 +130,7 @@ def farewell(progress, config):
             f"all {config.max_iters:,} steps are made (for more: {resume} and a larger --max_iters)"
         )
     elif 0 < config.patience <= progress.without_gain:
-        why = f"no better {config.best_metric} in {config.patience} evaluations"
+        return f"to see it write: {sample}"  # the loop has said why
     elif 0 < config.max_minutes <= progress.minutes:
         why = f"the {config.max_minutes:g} minutes are over"
     else:

@@ -1,12 +1,12 @@
 """Tokenizers from other people's files: nanoGPT's, Hugging Face's, and those of our own runs."""
 
-import json
 import pickle
 from itertools import pairwise
 from pathlib import Path
 
 import regex
 
+from support.files import read_json
 from support.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -53,17 +53,6 @@ def load_tokenizer(source):
         return tokenizer_from_dict(content.get("tokenizer", content))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{source} is JSON, but not a tokenizer's ({error!r})") from error
-
-
-def read_json(path):
-    """The object in a JSON file."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is JSON, but not a tokenizer's: expected an object in braces")
-    return content
 
 
 UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError)
