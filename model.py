@@ -40,6 +40,7 @@ class ModelConfig:
     tie_weights: bool = True  # one matrix both embeds the tokens and scores them
     dropout: float = 0.0  # share of activations zeroed in training
     attention_dropout: float | None = None  # the same for attention weights; None: as dropout
+    channel_dropout: bool = False  # zero channels of a whole sequence: fewer random numbers
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     # Llama 3's stretched rotation: factor, low_freq_factor, high_freq_factor, original block_size
     rope_scaling: tuple[float, float, float, int] | None = None
@@ -101,10 +102,12 @@ def attention_mask(positions, n_keys, causal=True, segments=None):
         1 1 1 1 .       . . . 1 .
         1 1 1 1 1       . . . 1 1
 
-    positions (B or 1, T) says where the queries stand among the keys; segments (B, T) to which
-    document each token belongs. None stands for the plain triangle, which a kernel can do itself.
+    positions (B or 1, T) says where the queries stand among the keys, the last of them at the last
+    key where there is but one row; segments (B, T) to which document each token belongs. None
+    stands for the plain triangle, or its last row alone, which a kernel can do itself.
     """
-    if causal and segments is None and positions.size(-1) == n_keys:
+    T, in_step = positions.size(-1), positions.size(0) == 1
+    if causal and segments is None and (n_keys == T or (T == 1 and in_step)):
         return None
     keys = torch.arange(n_keys, device=positions.device)
     horizon = positions if causal else torch.full_like(positions, n_keys)
@@ -123,15 +126,17 @@ def causal_attention(q, k, v, mask=None, dropout=0.0):
     v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)               # (B, H, S, D)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))             # (B, H, T, S)
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        T, S = scores.shape[-2:]
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)       # rows sum to 1
     return F.dropout(weights, dropout) @ v                               # (B, H, T, D)
 
 
 def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
     """The same function as `causal_attention` in one kernel that never stores the scores."""
+    triangle = mask is None and q.size(2) > 1  # a single query sees all there is
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=q.size(1) != k.size(1)
+        q, k, v, mask, dropout, triangle, enable_gqa=q.size(1) != k.size(1)
     )
 
 
@@ -208,6 +213,24 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
+class ChannelDropout(nn.Dropout):
+    """Zeroes some channels of each sequence at all its positions (arXiv:1512.05287), x (B, T, C).
+
+    It keeps from learning by heart as single zeros do, for 1/T of their random numbers, which a
+    CPU is slow to make.
+    """
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        return x * F.dropout(x.new_ones(x.size(0), 1, x.size(2)), self.p)          # (B, 1, C)
+
+
+def make_dropout(config):
+    """The dropout that `config` asks for, of what joins the residual stream."""
+    return (ChannelDropout if config.channel_dropout else nn.Dropout)(config.dropout)
+
+
 class KVCache:
     """Keys and values of the positions seen so far: a new token then costs one position's work.
 
@@ -222,18 +245,25 @@ class KVCache:
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
         self.longest = 0  # the largest of them, known without asking the device
+        self.in_step = True  # whether all of them are equal
 
     def positions(self, T):
-        """Where T new tokens will stand: (B, T)."""
-        return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
+        """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""
+        filled = self.lengths[:1, None] if self.in_step else self.lengths[:, None]
+        return filled + torch.arange(T, device=self.lengths.device)
 
     def append(self, layer, k, v):
         """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
         T, S = k.size(2), self.longest + k.size(2)
-        rows, columns = torch.arange(k.size(0), device=k.device)[:, None], self.positions(T)
-        self.keys[layer][rows, :, columns] = k.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][rows, :, columns] = v.transpose(1, 2).to(self.values.dtype)
-        return self.keys[layer][:, :, :S].type_as(k), self.values[layer][:, :, :S].type_as(v)
+        keys, values = self.keys[layer], self.values[layer]
+        if self.in_step:
+            keys[:, :, self.longest:S] = k
+            values[:, :, self.longest:S] = v
+        else:
+            rows, columns = torch.arange(k.size(0), device=k.device)[:, None], self.positions(T)
+            keys[rows, :, columns] = k.transpose(1, 2).to(keys.dtype)
+            values[rows, :, columns] = v.transpose(1, 2).to(values.dtype)
+        return keys[:, :, :S].type_as(k), values[:, :, :S].type_as(v)
 
     def advance(self, T):
         """Count T more positions as filled, once every layer has stored them."""
@@ -244,7 +274,8 @@ class KVCache:
         """Forget all but the first `lengths` positions: one number, or one for each row."""
         lengths = torch.as_tensor(lengths, device=self.lengths.device)
         self.lengths = lengths.expand_as(self.lengths).clone()
-        self.longest = int(self.lengths.max())
+        shortest, self.longest = map(int, self.lengths.aminmax())
+        self.in_step = shortest == self.longest
 
 
 class CausalSelfAttention(nn.Module):
@@ -264,7 +295,7 @@ class CausalSelfAttention(nn.Module):
         self.attend = fused_causal_attention if config.fused_attention else causal_attention
         shared = config.attention_dropout is None
         self.attention_dropout = config.dropout if shared else config.attention_dropout
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config)
 
     def forward(self, x, turn, mask=None, cache=None):
         q = turn(self.query_norm(self.heads(self.query(x))))             # (B, H, T, D)
@@ -301,7 +332,7 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.activation = ACTIVATIONS[config.mlp]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config)
 
     def forward(self, x):
         return self.dropout(self.down(self.activation(self.up(x))))
@@ -316,7 +347,7 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(config.n_embd, hidden, bias=config.bias)
         self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config)
 
     def forward(self, x):
         return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
@@ -347,7 +378,7 @@ class Transformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         Positions = RotaryPositions if config.position == "rope" else LearnedPositions
         self.position = Positions(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -11,16 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from model import KVCache
 from support.checkpoint import in_a_line, load_model
 from support.config import load_config
 from support.processes import open_world
+from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
+from support.token_files import Windows, open_dataset
 from support.tokenizer import tiktoken_tokenizer
 
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
 FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
+LONGEST_MATCH = 3  # of its last so many tokens a text is searched for an earlier occurrence
+HELD_OUT = 2048  # tokens on which it is measured what lighter weights cost
 SEPARATOR = "---------------"
 
 
@@ -39,6 +45,10 @@ class SampleConfig:
     top_p: float = 1.0  # draw from the fewest tokens that together have this probability
     min_p: float = 0.05  # leave out what is less likely than this share of the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens that were there become less likely
+    quantize: Literal["no", "int8"] = "no"  # int8: weights of 8 bits, faster and a little worse
+    speculate: int = (
+        0  # guess so many tokens at a time from the text so far; the text stays as good
+    )
     stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
     until_eot: bool = True  # stop where the model ends the document
     seed: int = 1337  # the same seed gives the same text
@@ -54,6 +64,7 @@ class SampleConfig:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("speculate", self.speculate >= 0, "0 (no guesses) or more"),
             ("seed", 0 <= self.seed < 2**63, "at least 0 and below 2**63"),
         ):
             if not fits:
@@ -75,11 +86,11 @@ def next_token_distribution(
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
     probabilities = (logits / temperature).softmax(dim=1)
-    ranked = probabilities.sort(dim=1, descending=True).values
-    least = min_p * ranked[:, :1]
-    if 0 < top_k < ranked.size(1):
-        least = least.maximum(ranked[:, top_k - 1 : top_k])
+    least = min_p * probabilities.amax(dim=1, keepdim=True)
+    if 0 < top_k < probabilities.size(1):
+        least = least.maximum(probabilities.topk(top_k, dim=1).values[:, -1:])
     if top_p < 1:
+        ranked = probabilities.sort(dim=1, descending=True).values
         of_likelier_ones = ranked.cumsum(dim=1) - ranked
         in_nucleus = torch.where(of_likelier_ones < top_p, ranked, 1.0)
         least = least.maximum(in_nucleus.amin(dim=1, keepdim=True))
@@ -104,11 +115,14 @@ def prefill(model, rows, room):
 
 
 def draw(probabilities, generator):
-    """One token for each row (B, V): (B, 1)."""
-    try:
-        return torch.multinomial(probabilities, 1, generator=generator)
-    except RuntimeError:
-        raise SystemExit("the model's scores are not numbers: its training went astray") from None
+    """One token for each row (B, V): (B, 1), where a random height meets the rising sums."""
+    sums = probabilities.cumsum(dim=1)
+    total = sums[:, -1:]
+    if not (total > 0).all():
+        raise SystemExit("the model's scores are not numbers: its training went astray")
+    chance = torch.rand(total.shape, generator=generator, device=total.device)
+    below = total.nextafter(torch.zeros_like(total))  # the last sum itself stands for no token
+    return torch.searchsorted(sums, torch.minimum(chance * total, below), right=True)
 
 
 @torch.inference_mode()
@@ -142,6 +156,89 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
         else:
             logits, _ = model(tokens, cache=cache)
             logits = logits[:, -1]
+
+
+# ---------------------------------------------------------- several tokens for one reading
+
+
+def looked_up(tokens, n):
+    """Up to `n` guesses: what followed when the last few tokens occurred before, most recently."""
+    for length in range(min(LONGEST_MATCH, len(tokens) - 1), 0, -1):
+        ending = tokens[-length:]
+        for start in range(len(tokens) - length - 1, -1, -1):
+            if tokens[start : start + length] == ending:
+                return tokens[start + length : start + length + n]
+    return []
+
+
+def settled(guesses, logits, seen, distribution, generator):
+    """The tokens that follow, one more than guesses were right; `seen` (1, V) gets to know them.
+
+    logits (at least g + 1, V) score what follows before the first guess, after it, and so on. A
+    guess is kept with the probability that it has; instead of the first that is not, a token is
+    drawn from what remains without it. So each is distributed as if it had been drawn alone
+    (arXiv:2211.17192).
+    """
+    tokens = []
+    for i, guess in enumerate([*guesses, None]):
+        p = distribution(logits[i : i + 1], seen)  # (1, V)
+        if guess is not None:
+            kept = torch.rand((), generator=generator, device=p.device) < p[0, guess]
+            if not kept:
+                p[0, guess] = 0.0
+        token = guess if guess is not None and kept else draw(p, generator).item()
+        tokens.append(token)
+        seen[0, token] = True
+        if token != guess:
+            break
+    return tokens
+
+
+@torch.inference_mode()
+def generate_with_guesses(
+    model, prompts, max_new_tokens, distribution, vocab_size, generator=None, n_guesses=4
+):
+    """What `generate` yields, in fewer passes where the text repeats itself.
+
+    Each pass scores a row's last token and up to `n_guesses` that are looked up in its own text; a
+    row may run ahead of the others. At temperature 0 the text is that of `generate`, as far as the
+    products of one row and of several are rounded alike.
+    """
+    block_size = model.config.block_size
+    rows = [list(prompt)[-block_size:] for prompt in prompts]
+    waiting = [[] for _ in rows]  # tokens that are certain and not yet yielded
+    room = min(block_size, max(map(len, rows)) + max_new_tokens + n_guesses)
+    logits, cache = prefill(model, rows, room)
+    logits, guesses = logits[:, None], [[] for _ in rows]
+    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=logits.device)
+    for i, row in enumerate(rows):
+        seen[i, row] = True
+    made = 0
+    while True:
+        for i, row in enumerate(rows):
+            if made + len(waiting[i]) >= max_new_tokens:
+                continue  # it has run ahead to its end
+            scores = logits[i, :, :vocab_size]  # (g + 1, V)
+            tokens = settled(guesses[i], scores, seen[i : i + 1], distribution, generator)
+            row += tokens
+            waiting[i] += tokens
+        cache.truncate([len(row) - 1 for row in rows])  # the last token is still to be read
+        while all(waiting):
+            yield [tokens.pop(0) for tokens in waiting]
+            made += 1
+            if made == max_new_tokens:
+                return
+        if cache.longest == block_size:
+            half = max(1, block_size // 2)
+            rows = [row[-half:] if len(row) > block_size else row for row in rows]
+            logits, cache = prefill(model, rows, room)
+            logits, guesses = logits[:, None], [[] for _ in rows]
+        else:
+            n = min(n_guesses, room - cache.longest - 1)
+            guesses = [looked_up(row, n) for row in rows]
+            T = 1 + max(map(len, guesses))
+            inputs = [[row[-1], *g, *[0] * (T - 1 - len(g))] for row, g in zip(rows, guesses)]
+            logits, _ = model(torch.tensor(inputs, device=seen.device), cache=cache)
 
 
 class TextStream:
@@ -240,7 +337,10 @@ def write_samples(model, tokenizer, start, prompt, config, out):
     streams = [TextStream(tokenizer, config.stop, eot) for _ in range(config.num_samples)]
     texts, made = [start for _ in streams], 0
     prompts = [prompt] * config.num_samples
-    steps = generate(
+    make = generate
+    if config.speculate:
+        make = partial(generate_with_guesses, n_guesses=config.speculate)
+    steps = make(
         model, prompts, config.max_new_tokens, distribution, tokenizer.vocab_size, generator
     )
     written = 0
@@ -294,10 +394,47 @@ def load_for_sampling(config, world):
     print(in_a_line(checkpoint), file=sys.stderr)
     tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"])
     documents = checkpoint["data"].get("train_documents", 0)
-    small = sum(weight.numel() for weight in model.parameters()) < FLOAT32_BELOW
-    if small and config.dtype == "auto" and world.device.type == "cpu":
-        return model.float(), tokenizer, documents
-    return model.to(world.dtype), tokenizer, documents
+    rows_at_once = config.num_samples * (1 + config.speculate)
+    block = held_out(checkpoint, model) if config.quantize != "no" else None
+    before = None if block is None else perplexity(model, block)
+    model = lightened(model, config, rows_at_once, world)
+    if before:
+        now = f"{before:.4g} before, {perplexity(model, block):.4g} in {config.quantize}"
+        print(f"perplexity on {block.numel():,} held-out tokens: {now}", file=sys.stderr)
+    return model, tokenizer, documents
+
+
+def held_out(checkpoint, model):
+    """Some windows (B, T + 1) of what the model was validated on; None where that is not here."""
+    T = model.config.block_size
+    try:
+        windows = Windows(open_dataset(checkpoint["data"]["dataset"]).val, T, T + 1)
+    except (KeyError, SystemExit):
+        return None
+    n = min(len(windows), max(1, HELD_OUT // T))
+    return torch.from_numpy(windows.read(np.arange(n) * len(windows) // n)) if n else None
+
+
+@torch.inference_mode()
+def perplexity(model, block):
+    """e to the mean loss on windows (B, T + 1): among so many tokens the model hesitates."""
+    block = block.to(model.token_embedding.weight.device)
+    logits, _ = model(block[:, :-1])  # lighter layers give no weight to compute a loss with
+    return cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten()).exp().item()
+
+
+def lightened(model, config, rows_at_once, world):
+    """The model in the precision asked for, or the one that is fastest for so many rows at once."""
+    on_cpu, dtype = world.device.type == "cpu", world.dtype
+    if config.dtype == "auto" and on_cpu:
+        small = sum(weight.numel() for weight in model.parameters()) < FLOAT32_BELOW
+        dtype = torch.float16 if rows_at_once <= HALF_ROWS else dtype
+        dtype = torch.float32 if small else dtype
+    if config.quantize == "int8":
+        return replace_linears(model, Int8Linear).to(torch.float32 if on_cpu else dtype)
+    if dtype == torch.float16 and on_cpu:
+        return replace_linears(model, HalfLinear)
+    return model.to(dtype)
 
 
 def assumed_tokenizer(path):
@@ -310,7 +447,7 @@ def assumed_tokenizer(path):
 
 def main():
     config = load_config(SampleConfig)
-    with open_world(config.device, config.dtype) as world:
+    with open_world(config.device, config.dtype, to_train=False) as world:
         model, tokenizer, documents = load_for_sampling(config, world)
         for start in starts(config):
             try:

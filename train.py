@@ -30,6 +30,7 @@ from support.checkpoint import (
     snapshot,
 )
 from support.config import is_config_file, load_config, show_config
+from support.muon import Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
 from support.report import Report, advice_on_memory, farewell, in_words, show_plan
 from support.starting_point import make_model
@@ -290,7 +291,7 @@ def make_optimizers(model, config):
     ]
     if to_muon:
         optimizers.append(
-            torch.optim.Muon(
+            Muon(
                 [trained[name] for name in to_muon],
                 lr=config.muon_learning_rate,
                 weight_decay=config.weight_decay,

@@ -9,7 +9,7 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 block_size = 64
-norm = "rmsnorm"
+norm = "layernorm"
 position = "rope"
 qk_norm = True
 mlp = "relu2"
@@ -21,8 +21,9 @@ batch_size = 32
 gradient_accumulation_steps = 1  # 32 × 64 = 2,048 tokens a step
 
 optimizer = "muon"
-learning_rate = 1e-2  # of the embedding and the head
+learning_rate = 2e-2  # of the embedding and the head
 muon_learning_rate = 0.06  # of the matrices between them
+beta1 = 0.8
 weight_decay = 0.0
 schedule = "linear"
 warmup_iters = 0

@@ -77,10 +77,11 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
             print(f"no config file named: using {as_typed(default_file)}")
         argv.insert(0, str(default_file))
     knobs = {field.name for field in dataclasses.fields(Config)}
+    typed = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
     words = []
     for word in argv:
         named = takes_files and is_config_file(word)
-        for option in options_in(word) if named else [[word]]:
+        for option in options_in(word, typed) if named else [[word]]:
             words += translate(option, knobs)
     try:
         flags_take_a_value = (tyro.conf.FlagConversionOff,)  # --compile=False, not --no-compile
@@ -99,8 +100,12 @@ def is_config_file(word):
     return word.endswith(".py") and not word.startswith("-")
 
 
-def options_in(path):
-    """The public names of a config file, each as an option: [["--n_layer=4"], ["--bias=True"]]."""
+def options_in(path, typed=None):
+    """The public names of a config file, each as an option: [["--n_layer=4"], ["--bias=True"]].
+
+    The file sees the options of the command line as `_typed`, a dict of texts: it may compute some
+    knobs from another, as config/depth.py does.
+    """
     if not Path(path).is_file():
         there = [str(file) for file in Path(path).parent.glob("*.py")]
         near = difflib.get_close_matches(str(path), there, n=1)
@@ -108,7 +113,7 @@ def options_in(path):
             f"there is no config file {path}" + "".join(f"; did you mean {x}?" for x in near)
         )
     options = []
-    for name, value in runpy.run_path(str(path)).items():
+    for name, value in runpy.run_path(str(path), {"_typed": typed or {}}).items():
         if name.startswith("_") or callable(value) or isinstance(value, ModuleType):
             continue
         several = isinstance(value, (tuple, list))

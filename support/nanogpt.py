@@ -71,7 +71,8 @@ def to_nanogpt(checkpoint):
     """
     config = ModelConfig(**checkpoint["model_config"])
     usual = ModelConfig(**{name: getattr(config, name) for name in SHAPE})
-    same = "attention_dropout", "fused_attention", "init"  # whatever they are, it computes the same
+    # Whatever these are, the model computes the same.
+    same = "attention_dropout", "channel_dropout", "fused_attention", "init"
     strange = [
         f"--{name}={value}"
         for name, value in vars(usual).items()

@@ -80,12 +80,14 @@ class World:
 
 
 @contextmanager
-def open_world(device="auto", dtype="auto"):
+def open_world(device="auto", dtype="auto", to_train=True):
     """The `World` that these knobs and torchrun's environment describe."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(device)
     if device.type == "cpu":
         keep_freed_memory()
+        if dtype == "float16" and to_train:
+            raise SystemExit("dtype=float16 is slow and overflows on a CPU; use --dtype=auto")
     if device.type == "cuda":
         local = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cuda", local)
@@ -137,8 +139,6 @@ def pick_device(device):
 def pick_dtype(dtype, device):
     """The dtype of that name; `auto` takes bfloat16 where `device` multiplies it fast."""
     if dtype != "auto":
-        if dtype == "float16" and device.type == "cpu":
-            raise SystemExit("dtype=float16 is slow and overflows on a CPU; use --dtype=auto")
         return DTYPES[dtype]
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

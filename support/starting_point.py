@@ -48,7 +48,8 @@ def pretrained_model(config, dataset):
             f"{dataset.vocab_size}; prepare it with --tokenizer={config.init_from}"
         )
     check_ids(dataset, model.config.vocab_size)
-    own = {"dropout", "attention_dropout", "fused_attention"}  # do not change what weights mean
+    # These do not change what weights mean.
+    own = {"dropout", "attention_dropout", "channel_dropout", "fused_attention"}
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
     shape["block_size"] = min(config.block_size, model.config.block_size)
     changed = {k: v for k, v in shape.items() if k not in own and v != getattr(config, k)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench
 import convert
 import prepare_data
 import sample
@@ -19,6 +20,7 @@ SCRIPTS = {
     "sample.py": sample,
     "prepare_data.py": prepare_data,
     "convert.py": convert,
+    "bench.py": bench,
 }
 TINY = (  # a model that takes milliseconds a step
     "--n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 "

@@ -61,6 +61,27 @@ def test_a_config_file_may_compute_and_import(tmp_path):
     assert load(file_with(tmp_path, text)).batch_size == 12
 
 
+def test_a_config_file_may_compute_from_what_is_typed(tmp_path):
+    text = "batch_size = int(_typed.get('batch_size', 2))\nlearning_rate = 1 / batch_size\n"
+    path = file_with(tmp_path, text)
+    assert load(path).learning_rate == 0.5
+    assert load(path, "--batch_size=8").learning_rate == 0.125
+    both = load(path, "--batch_size=8", "--learning_rate=3")
+    assert (both.batch_size, both.learning_rate) == (8, 3)
+
+
+def test_the_depth_settles_everything_else():
+    path = str(REPOSITORY / "config" / "depth.py")
+    shallow, deep = (load_config(TrainConfig, [path, f"--n_layer={depth}"]) for depth in (2, 6))
+    assert (shallow.n_layer, deep.n_layer) == (2, 6)
+    for name in ("n_embd", "n_head", "batch_size", "max_iters"):
+        assert getattr(shallow, name) < getattr(deep, name)
+    assert shallow.learning_rate > deep.learning_rate
+    assert deep.n_embd == 64 * deep.n_head
+    typed = load_config(TrainConfig, [path, "--n_layer=6", "--max_iters=5"])
+    assert (typed.max_iters, typed.n_embd) == (5, deep.n_embd)
+
+
 def test_config_files_are_read_as_utf8(tmp_path):
     assert load(file_with(tmp_path, "start = '从前'  # 开头\n")).start == "从前"
 

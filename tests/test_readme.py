@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import BenchConfig
 from convert import ConvertConfig
 from model import ModelConfig, Transformer
 from prepare_data import PrepareConfig
@@ -23,6 +24,7 @@ CONFIGS = {
     "sample.py": SampleConfig,
     "prepare_data.py": PrepareConfig,
     "convert.py": ConvertConfig,
+    "bench.py": BenchConfig,
 }
 # Typed behind the README's own options, these make any run small.
 SHORTER = {
@@ -78,7 +80,12 @@ def user(tmp_path, monkeypatch):
 def test_the_commands_of_a_readme_run(readme, user, capsys):
     ran = set()
     for words in commands(readme):
-        if not is_script(words) or NEEDS_NETWORK & set(words) or "--help" in words:
+        if (
+            not is_script(words)
+            or words[1] == "bench.py"
+            or NEEDS_NETWORK & set(words)
+            or "--help" in words
+        ):
             continue
         script, options = words[1], words[2:]
         if script == "prepare_data.py" and set(options) <= {"stories"}:

@@ -11,7 +11,15 @@ import torch
 
 import sample
 from model import KVCache, ModelConfig, Transformer
-from sample import TextStream, first_tokens, generate, next_token_distribution
+from sample import (
+    TextStream,
+    draw,
+    first_tokens,
+    generate,
+    generate_with_guesses,
+    looked_up,
+    next_token_distribution,
+)
 from support.tokenizer import byte_tokenizer
 from tests.conftest import REPOSITORY, TINY
 
@@ -154,6 +162,77 @@ def test_the_same_seed_gives_the_same_text_and_another_another():
 def test_samples_of_one_batch_differ():
     rows = continuation(make_model(), [[1], [1]], 20, next_token_distribution)
     assert rows[0] != rows[1]
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    probabilities = torch.tensor([[0.5, 0.0, 0.2, 0.3, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw(probabilities.expand(20_000, 5), generator).flatten()
+    shares = drawn.bincount(minlength=5) / len(drawn)
+    torch.testing.assert_close(shares, probabilities[0], rtol=0, atol=0.01)
+    assert shares[1] == shares[4] == 0
+
+
+def test_the_greatest_chance_draws_the_last_possible_token(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.ones(shape))
+    assert draw(torch.tensor([[0.1, 0.2, 0.7, 0.0]]), None).tolist() == [[2]]
+
+
+def test_scores_that_are_not_numbers_end_with_a_message():
+    with pytest.raises(SystemExit, match="astray"):
+        draw(torch.tensor([[0.5, float("nan")]]), None)
+
+
+# --------------------------------------------------------------------------- guessing ahead
+
+
+def guessed(model, prompts, n, distribution=GREEDY, seed=0, n_guesses=4):
+    generator = torch.Generator().manual_seed(seed)
+    steps = generate_with_guesses(model, prompts, n, distribution, 50, generator, n_guesses)
+    return [list(row) for row in zip(*steps)]
+
+
+def test_a_guess_is_what_followed_the_same_tokens_the_last_time():
+    assert looked_up([7, 1, 2, 3, 4, 5, 9, 1, 2, 3], 2) == [4, 5]
+    assert looked_up([2, 8, 6, 2, 9, 6, 5, 2], 3) == [9, 6, 5]  # the latest of two
+    assert looked_up([1, 2, 3], 4) == []
+    assert looked_up([1], 4) == []
+    assert looked_up([1, 2, 1], 0) == []
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("n_guesses", [1, 3, 6])
+@pytest.mark.parametrize("n", [1, 20, 31, 32, 80])
+def test_greedy_text_with_guesses_is_the_text_without(position, n_guesses, n):
+    model = make_model(position=position)
+    for prompts in ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8, 9, 1, 2]], [[1] * 40, [2], [3, 4]]):
+        expected = continuation(model, prompts, n)
+        assert guessed(model, prompts, n, n_guesses=n_guesses) == expected
+
+
+def test_right_guesses_save_passes(monkeypatch):
+    model = make_model(block_size=256)
+    passes = []
+    monkeypatch.setattr(
+        model, "forward", lambda *a, **k: passes.append(1) or Transformer.forward(model, *a, **k)
+    )
+    text = guessed(model, [[1, 2, 3]], 200)[0]
+    assert len(set(text[100:])) < 50, "the text does not repeat itself: nothing can be saved"
+    assert len(passes) < 100
+
+
+def test_with_guesses_tokens_are_distributed_as_without():
+    model = make_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.div_(4)
+    warm = partial(next_token_distribution, top_k=3)
+    counts = []
+    for how in (continuation, guessed):
+        pairs = [tuple(how(model, [[5, 6, 7, 5, 6]], 2, warm, seed)[0]) for seed in range(3000)]
+        counts.append({pair: pairs.count(pair) / len(pairs) for pair in set(pairs)})
+    for pair in counts[0] | counts[1]:
+        assert counts[0].get(pair, 0) == pytest.approx(counts[1].get(pair, 0), abs=0.04)
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_drawn():
@@ -325,6 +404,16 @@ def test_a_terminal_gets_utf8_whatever_its_locale_says(trained):
 
 
 @pytest.mark.parametrize("words", (["train.py", "--help"], ["sample.py", "--num_samples=50"]))
+@pytest.mark.parametrize(
+    "option", ["--quantize=int8", "--dtype=float16", "--dtype=bfloat16", "--speculate=3"]
+)
+def test_lighter_weights_and_guesses_write_readable_text(option, trained, run, capsys):
+    run("sample.py", "--out_dir=out/tiny", "--temperature=0", option, "--max_new_tokens=60")
+    plain = capsys.readouterr().out
+    words = "the cat saw a dog and ran home 猫 看见 狗 就 跑".split()
+    assert sum(plain.count(word) for word in words) > 10
+
+
 def test_a_reader_who_has_had_enough_causes_no_traceback(trained, words):
     command = [sys.executable, str(REPOSITORY / words[0]), *words[1:]]
     if words[0] == "sample.py":

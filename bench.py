@@ -1,0 +1,535 @@
+"""Measure speed, side by side with others: `python bench.py train --peer=../nanoGPT`.
+
+Every contestant runs in a process of its own, one after the other, round after round: what else the
+machine does meets all of them. Told are medians, with the lowest and the highest value.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+
+from model import ModelConfig, Transformer
+from sample import SampleConfig, generate, lightened, next_token_distribution
+from support.config import load_config
+from support.files import replacing
+from support.processes import compiled, open_world
+from support.report import flops_per_token
+from train import TrainConfig, backward, make_optimizers, update
+
+ROOT = Path(__file__).parent
+VOCAB_SIZE = 50257  # of GPT-2
+PROMPT = 16  # tokens before the sampled ones
+NANOGPT_FOR_A_CPU = (  # its README's
+    "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
+    "--log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
+    "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+)
+
+
+@dataclass
+class BenchConfig:
+    """Measure speed, side by side with others."""
+
+    # train and sample a shape such as GPT-2's, prepare text, or come down to a loss, from the shell
+    what: tyro.conf.Positional[Literal["train", "sample", "prepare", "loss"]] = "train"
+    peer: str = ""  # a checkout of nanoGPT, for loss with its data/shakespeare_char prepared
+    only: str = ""  # measure this contestant once, in this process, and print JSON
+    rounds: int = 3  # how often each contestant has its turn
+    n_layer: int = 12  # the shape for train and sample: GPT-2's
+    n_head: int = 12  # its heads
+    n_embd: int = 768  # its channels
+    block_size: int = 1024  # its context
+    batch_size: int = 2  # train: sequences in a step
+    steps: int = 2  # train: steps that are timed, after one that is not
+    tokens: int = 512  # sample: tokens to write, one text
+    megabytes: float = 20.0  # prepare: size of the text
+    options: str = "--max_iters=100 --eval_interval=100"  # loss: how our config is called
+    device: str = "auto"  # cuda, mps or cpu
+    out: str = "out/bench"  # folder for the numbers, as JSON
+
+    def __post_init__(self):
+        for name in ("rounds", "batch_size", "steps", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if PROMPT + self.tokens > self.block_size:
+            raise ValueError(f"tokens={self.tokens} must leave {PROMPT} of block_size for a prompt")
+        if self.peer and not (Path(self.peer) / "train.py").is_file():
+            raise ValueError(f"peer={self.peer} must be a checkout of nanoGPT")
+
+
+# --------------------------------------------------------------------------- what the machine can
+
+
+def median_seconds(function, times=7):
+    """The median time of a call, after one that is not counted."""
+    function()
+    seconds = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        function()
+        wait_for_device()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
+
+
+def wait_for_device():
+    """Until the GPU, if there is one, has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory():
+    """The most bytes that this process has held: of the GPU's memory, or of its own."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def ceiling(device):
+    """What this machine can at best: matrix products of GPT-2's shapes, and reading memory."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(2048, 768, device=device).to(dtype)
+        b = torch.randn(768, 3072, device=device).to(dtype)
+        rates[dtype] = 2 * 2048 * 768 * 3072 / median_seconds(partial(torch.mm, a, b))
+    memory = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
+    reading = memory.numel() * memory.element_size() / median_seconds(memory.sum)
+    return {
+        "float32_flops": rates[torch.float32],
+        "bfloat16_flops": rates[torch.bfloat16],
+        "bytes_per_second": reading,
+    }
+
+
+# ------------------------------------------------------------------------------ the contestants
+
+
+def our_model(config, **options):
+    torch.manual_seed(0)
+    return Transformer(
+        ModelConfig(
+            vocab_size=50304,
+            block_size=config.block_size,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            **options,
+        )
+    )
+
+
+def nanogpt_model(config):
+    spec = importlib.util.spec_from_file_location("nanogpt", Path(config.peer) / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    return module.GPT(module.GPTConfig(vocab_size=50304, bias=False, dropout=0.0, **shape))
+
+
+def transformers_model(config):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=50304, n_positions=config.block_size, **shape, **no_dropout)
+    )
+
+
+def random_tokens(config, device):
+    generator = torch.Generator().manual_seed(1)
+    shape = (config.batch_size, config.block_size + 1)
+    tokens = torch.randint(VOCAB_SIZE, shape, generator=generator).to(device)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def timed_training(step, config):
+    """Numbers of `config.steps` calls of `step`, after one that is not counted."""
+    step()
+    wait_for_device()
+    begun = time.perf_counter()
+    for _ in range(config.steps):
+        step()
+    wait_for_device()
+    tokens = config.steps * config.batch_size * config.block_size
+    return {
+        "tokens_per_second": tokens / (time.perf_counter() - begun),
+        "peak_bytes": peak_memory(),
+    }
+
+
+def train_ours(config, dtype="auto", compile=False):
+    """A step of train.py: gradients of a batch, clipping, AdamW."""
+    with open_world(config.device, dtype) as world:
+        model = our_model(config).to(world.device)
+        settings = TrainConfig(vocab_size=50304, optimizer="adamw", batch_size=config.batch_size)
+        optimizers = make_optimizers(model, settings)
+        inputs, targets = random_tokens(config, "cpu")
+        batches = [{"inputs": inputs, "targets": targets}]
+        faster = compiled(model, compile, world, batches[0])
+        scaler = torch.amp.GradScaler(world.device.type, enabled=False)
+
+        def step():
+            backward(faster, batches, [1.0], world, scaler, [0])
+            update(model, optimizers, settings, scaler)
+
+        return timed_training(step, config) | {"flops_per_token": flops_per_token(model)}
+
+
+def train_nanogpt(config, compile):
+    """A step of nanoGPT's train.py, which on a CPU is float32 whatever its dtype says."""
+    with open_world(config.device, "auto") as world:
+        model = nanogpt_model(config).to(world.device)
+        optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), world.device.type)
+        precision = world.precision() if world.device.type == "cuda" else nullcontext()
+        faster = torch.compile(model) if compile else model
+        inputs, targets = random_tokens(config, world.device)
+
+        def step():
+            with precision:
+                _, loss = faster(inputs, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return timed_training(step, config)
+
+
+def train_transformers(config, weights=torch.float32, autocast=True, compile=False):
+    """The plain loop around transformers' GPT-2."""
+    with open_world(config.device, "auto") as world:
+        model = transformers_model(config).to(world.device, weights).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
+        faster = torch.compile(model) if compile else model
+        precision = torch.autocast(world.device.type, torch.bfloat16, enabled=autocast)
+        inputs, targets = random_tokens(config, world.device)
+
+        def step():
+            with precision:
+                logits = faster(inputs, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), targets.flatten()
+            )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return timed_training(step, config)
+
+
+def sample_ours(config, **options):
+    """The greedy text of sample.py, with one text at a time."""
+    with open_world(config.device, options.get("dtype", "auto"), to_train=False) as world:
+        settings = SampleConfig(num_samples=1, device=config.device, **options)
+        model = our_model(config).to(world.device).eval()
+        weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+        each = 1 if settings.quantize == "int8" else 2  # bytes of a weight, read for every token
+        model = lightened(model, settings, 1, world)
+        greedy = partial(next_token_distribution, temperature=0)
+
+        def write(n):
+            return generate(model, [list(range(PROMPT))], n, greedy, VOCAB_SIZE)
+
+        return timed_writing(write, config) | {"weight_bytes": weights * each}
+
+
+def timed_writing(write, config):
+    """Numbers of a generator of tokens: how soon the first comes, how fast the others."""
+    list(write(2))
+    wait_for_device()
+    begun = time.perf_counter()
+    steps = write(config.tokens)
+    next(steps)
+    first = time.perf_counter() - begun
+    for _ in steps:
+        pass
+    wait_for_device()
+    return {
+        "tokens_per_second": config.tokens / (time.perf_counter() - begun),
+        "first_token_seconds": first,
+        "peak_bytes": peak_memory(),
+    }
+
+
+def timed_call(write, config):
+    """Numbers of a function that returns all its tokens at once."""
+    write(2)
+    wait_for_device()
+    begun = time.perf_counter()
+    write(config.tokens)
+    wait_for_device()
+    return {
+        "tokens_per_second": config.tokens / (time.perf_counter() - begun),
+        "peak_bytes": peak_memory(),
+    }
+
+
+def sample_transformers(config, dtype):
+    """transformers' greedy `generate`."""
+    with open_world(config.device, "auto") as world, torch.inference_mode():
+        model = transformers_model(config).to(world.device, dtype).eval()
+        prompt = torch.arange(PROMPT, device=world.device)[None]
+
+        def write(n):
+            model.generate(
+                prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
+            )
+
+        return timed_call(write, config)
+
+
+def sample_nanogpt(config):
+    """nanoGPT's `generate`, which reads the whole text again for each token."""
+    with open_world(config.device, "auto") as world:
+        model = nanogpt_model(config).to(world.device).eval()
+        prompt = torch.arange(PROMPT, device=world.device)[None]
+        with world.precision() if world.device.type == "cuda" else nullcontext():
+            return timed_call(lambda n: model.generate(prompt, n, top_k=1), config)
+
+
+def text_of_size(megabytes):
+    """Stories in two languages."""
+    from support.stories import generate as stories
+
+    texts, size = [], 0
+    for language in ("en", "zh"):
+        for story in stories(seed=1, language=language):
+            texts.append(story.text)
+            size += len(story.text.encode())
+            if size > megabytes * 1e6 * (0.5 if language == "en" else 1):
+                break
+    return texts
+
+
+def prepare_ours(config):
+    """prepare_data.py from the shell, with a vocabulary that is there; start-up included."""
+    return timed_preparation(config, with_ours=True)
+
+
+def prepare_tiktoken(config):
+    """Bare tiktoken: one thread that encodes document after document into one list."""
+    return timed_preparation(config, with_ours=False)
+
+
+def timed_preparation(config, with_ours):
+    """Bytes of text a second, tokenized by us from a file or by tiktoken from a list."""
+    with tempfile.TemporaryDirectory() as folder:
+        texts = text_of_size(config.megabytes)
+        size = sum(len(text.encode()) for text in texts)
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+        (Path(folder) / "small.jsonl").write_text(lines[: len(lines) // 20].rpartition("\n")[0])
+        (Path(folder) / "text.jsonl").write_text(lines, encoding="utf-8")
+        prepare = [sys.executable, ROOT / "prepare_data.py"]
+        quiet = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
+        subprocess.run([*prepare, "small.jsonl", "--dataset=small"], **quiet)
+        if with_ours:
+            begun = time.perf_counter()
+            words = ["text.jsonl", "--dataset=text", "--tokenizer=data/small"]
+            subprocess.run([*prepare, *words], **quiet)
+        else:
+            from support.token_files import open_dataset
+
+            encoding = open_dataset(f"{folder}/data/small").tokenizer.encoding
+            begun = time.perf_counter()
+            tokens = []
+            for text in texts:
+                tokens += encoding.encode_ordinary(text)
+            np.array(tokens, dtype=np.uint16).tofile(f"{folder}/tokens.bin")
+        return {"bytes_per_second": size / (time.perf_counter() - begun)}
+
+
+def loss_ours(config):
+    """train.py with config/shakespeare_char.py, from the shell."""
+    with tempfile.TemporaryDirectory() as out:
+        command = f"train.py config/shakespeare_char.py --out_dir={out} {config.options}"
+        return timed_command(command, ROOT, out)
+
+
+def loss_nanogpt(config):
+    """nanoGPT's recipe for a CPU, from the shell."""
+    with tempfile.TemporaryDirectory() as out:
+        return timed_command(f"{NANOGPT_FOR_A_CPU} --out_dir={out}", config.peer, out)
+
+
+def timed_command(command, folder, out):
+    """Seconds of a whole training run, and its loss on all of our validation split."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    quiet = {"check": True, "capture_output": True, "text": True, "env": environment}
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, *command.split()], cwd=folder, **quiet)
+    seconds = time.perf_counter() - begun
+    evaluation = (
+        f"train.py --init_from={out} --eval_only=True --eval_iters=0 --block_size=64 "
+        "--dataset=shakespeare_char --batch_size=64 --dtype=float32"
+    )
+    told = subprocess.run([sys.executable, *evaluation.split()], cwd=ROOT, **quiet).stdout
+    return {"seconds": seconds, "val_loss": float(re.findall(r"val loss ([\d.]+)", told)[-1])}
+
+
+CONTESTANTS = {
+    "train": {
+        "ours": train_ours,
+        "ours, compiled": partial(train_ours, compile=True),
+        "nanoGPT": partial(train_nanogpt, compile=False),
+        "nanoGPT, compiled": partial(train_nanogpt, compile=True),
+        "transformers, autocast": train_transformers,
+        "transformers, bf16 weights": partial(
+            train_transformers, weights=torch.bfloat16, autocast=False
+        ),
+    },
+    "sample": {
+        "ours": sample_ours,
+        "ours, int8": partial(sample_ours, quantize="int8"),
+        "ours, bf16": partial(sample_ours, dtype="bfloat16"),
+        "nanoGPT": sample_nanogpt,
+        "transformers, float32": partial(sample_transformers, dtype=torch.float32),
+        "transformers, bf16": partial(sample_transformers, dtype=torch.bfloat16),
+        "transformers, float16": partial(sample_transformers, dtype=torch.float16),
+    },
+    "prepare": {"ours": prepare_ours, "tiktoken, one thread": prepare_tiktoken},
+    "loss": {"ours": loss_ours, "nanoGPT": loss_nanogpt},
+}
+
+
+# ------------------------------------------------------------------------------------ the contest
+
+
+def contestants(config):
+    """The names of those who can take part here."""
+    names = list(CONTESTANTS[config.what])
+    missing = []
+    if not config.peer:
+        missing.append(("nanoGPT", "--peer=PATH_OF_ITS_CHECKOUT"))
+    if importlib.util.find_spec("transformers") is None:
+        missing.append(("transformers", "pip install transformers"))
+    for peer, remedy in missing:
+        left_out = [name for name in names if name.startswith(peer)]
+        if left_out:
+            print(f"without {peer}, which needs {remedy}")
+        names = [name for name in names if name not in left_out]
+    return names
+
+
+def measured_alone(name, config):
+    """The numbers of one contestant, measured in a process of its own; None where it failed."""
+    command = [sys.executable, __file__, *sys.argv[1:], f"--only={name}"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        print(f"{name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summary(rounds):
+    """{metric: (median, lowest, highest)} of one contestant's numbers in all rounds."""
+    return {
+        metric: (statistics.median(values), min(values), max(values))
+        for metric in rounds[0]
+        if (values := [numbers[metric] for numbers in rounds])
+    }
+
+
+UNITS = {
+    "tokens_per_second": ("tokens/s", 1, ",.1f"),
+    "bytes_per_second": ("MB/s", 1e6, ",.2f"),
+    "seconds": ("seconds", 1, ",.1f"),
+    "first_token_seconds": ("first token, ms", 1e-3, ",.0f"),
+    "peak_bytes": ("peak MB", 1e6, ",.0f"),
+    "val_loss": ("val loss", 1, ".4f"),
+}
+
+
+def show(results):
+    """Print a table: each contestant's medians, and how many times as fast the first one is."""
+    metrics = [metric for metric in UNITS if any(metric in numbers for numbers in results.values())]
+    speed = metrics[0]
+    ours = next(iter(results.values()))[speed][0]
+    print(f"{'':27}" + "".join(f"{UNITS[metric][0]:>17}" for metric in metrics) + "  ours is")
+    for name, numbers in results.items():
+        cells = []
+        for metric in metrics:
+            _, unit, form = UNITS[metric]
+            middle = numbers.get(metric, (math.nan,))[0] / unit
+            cells.append(f"{format(middle, form) if math.isfinite(middle) else '':>17}")
+        theirs = numbers[speed][0]
+        ratio = theirs / ours if speed == "seconds" else ours / theirs
+        print(f"{name:27}" + "".join(cells) + f"  {ratio:.2f} x")
+        _, low, high = (value / UNITS[speed][1] for value in numbers[speed])
+        print(f"{'':27}{f'{low:,.1f} to {high:,.1f}':>17}")
+
+
+def show_ceiling(limits, results):
+    """Print what the machine can at best, and the share of it that we reach."""
+    print(
+        f"this machine: {limits['bfloat16_flops'] / 1e9:,.0f} GFLOP/s of bfloat16 matrices, "
+        f"{limits['float32_flops'] / 1e9:,.0f} of float32, "
+        f"reads {limits['bytes_per_second'] / 1e9:,.1f} GB/s"
+    )
+    for name, numbers in results.items():
+        if "flops_per_token" in numbers:
+            flops = numbers["tokens_per_second"][0] * numbers["flops_per_token"][0]
+            print(f"{name}: {flops / limits['bfloat16_flops']:.0%} of the bfloat16 rate")
+        if "weight_bytes" in numbers:
+            read = numbers["tokens_per_second"][0] * numbers["weight_bytes"][0]
+            print(f"{name}: {read / limits['bytes_per_second']:.0%} of what reading weights allows")
+
+
+def main():
+    config = load_config(BenchConfig, takes_files=False)
+    if config.only:
+        if config.only not in CONTESTANTS[config.what]:
+            known = ", ".join(CONTESTANTS[config.what])
+            raise SystemExit(f"only={config.only} must be one of: {known}")
+        print(json.dumps(CONTESTANTS[config.what][config.only](config)))
+        return
+    names = contestants(config)
+    rounds = {name: [] for name in names}
+    limits = []
+    for i in range(config.rounds):
+        with open_world(config.device) as world:
+            limits.append(ceiling(world.device))
+        for name in names:
+            print(f"round {i + 1} of {config.rounds}: {name}", file=sys.stderr)
+            numbers = measured_alone(name, config)
+            if numbers:
+                rounds[name].append(numbers)
+    results = {name: summary(numbers) for name, numbers in rounds.items() if numbers}
+    if not results:
+        raise SystemExit("no contestant could be measured")
+    show(results)
+    best = {limit: max(round[limit] for round in limits) for limit in limits[0]}
+    show_ceiling(best, results)
+    path = Path(config.out) / f"{config.what}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "w") as file:
+        json.dump({"config": vars(config), "ceiling": best, "results": results}, file, indent=1)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

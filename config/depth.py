@@ -1,0 +1,40 @@
+# One dial, the depth, from which everything else follows: nothing is left to tune.
+#   python prepare_data.py python
+#   python train.py config/depth.py                           two layers, a minute on two CPU cores
+#   python train.py config/depth.py --n_layer=4 --out_dir=out/depth4
+n_layer = int(_typed.get("n_layer", 2))  # the dial: what is typed, else 2  # noqa: F821
+dataset = "python"
+out_dir = "out/depth"
+
+# A layer more wants 48 channels more; heads of 64 channels.
+n_head = -(-n_layer * 48 // 64) if n_layer > 2 else 2
+n_embd = 64 * n_head
+block_size = 256
+norm = "layernorm"
+position = "rope"
+qk_norm = True
+mlp = "relu2"
+tie_weights = False
+init = "zero"
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+
+# Two tokens for each weight of the blocks. Ten times as many are better still, and take so long.
+_weights = 12 * n_layer * n_embd**2
+batch_size = 8 + 2 * n_layer  # a larger model gains from calmer gradients
+gradient_accumulation_steps = 1
+max_iters = 2 * _weights // (batch_size * block_size)
+
+# Muon's steps change a matrix by the same share at any width: its rate stays. AdamW's falls with
+# the root of the width.
+optimizer = "muon"
+learning_rate = 2e-2 * (128 / n_embd) ** 0.5
+muon_learning_rate = 0.06
+beta1 = 0.8
+weight_decay = 0.0
+schedule = "linear"
+warmup_iters = 0
+min_lr = 0.0
+
+eval_interval = max(1, max_iters // 4)
+eval_iters = 20
+log_interval = 20

@@ -1,0 +1,98 @@
+"""Lighter weights for writing: a token costs one reading of them all, whatever is computed.
+
+With one text at a time a model is as fast as its weights come out of memory. Here its linear layers
+are exchanged, from outside, for ones that hold 16 or 8 bits for each weight, and multiply them by a
+row or two with a kernel made for that.
+"""
+
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+HALF_ROWS = 2  # with more at once, float16 is no longer faster on a CPU than bfloat16
+INT8_ROWS = 8  # with more at once, it pays to widen the weights first where FBGEMM is not there
+# Without this instruction sums are kept in 16 bits, for which activations must have but 7.
+NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", False)
+
+
+class HalfLinear(nn.Module):
+    """A linear layer with float16 weights for activations of any precision, on a CPU.
+
+    Its product with a single row takes half the time of bfloat16's, and loses less: float16 has
+    three more binary digits. The sums are made in float32.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().half())
+        self.register_buffer("bias", linear.bias)
+
+    def forward(self, x):
+        few = x.numel() <= HALF_ROWS * x.size(-1)
+        dtype = torch.float16 if few else torch.bfloat16  # which CPUs multiply as matrices
+        y = F.linear(x.to(dtype), self.weight.to(dtype)).type_as(x)
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are whole numbers within ±127, times a scale for each output.
+
+    On Intel's and AMD's processors each row of activations becomes whole numbers too, and is
+    multiplied as such (FBGEMM). Elsewhere the activations stay as they are.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach().float()  # (outputs, inputs)
+        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (outputs)
+        self.packed = packed(weight, scale) if weight.device.type == "cpu" else None
+        if self.packed is None:
+            self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+            self.register_buffer("scale", scale)
+        self.register_buffer("bias", linear.bias)
+
+    def forward(self, x):
+        y = self.without_kernel(x) if self.packed is None else self.whole_numbers(x)
+        return y if self.bias is None else y + self.bias
+
+    def whole_numbers(self, x):
+        """The product with x rounded too, every row by its own peak."""
+        if x.numel() == x.size(-1):
+            return torch.ops.quantized.linear_dynamic(x.float(), self.packed, NARROW).type_as(x)
+        peaks = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12)
+        y = torch.ops.quantized.linear_dynamic(x / peaks, self.packed, NARROW)
+        return (y * peaks).type_as(x)
+
+    def without_kernel(self, x):
+        """The product with x as it is."""
+        rows = x.flatten(0, -2)  # (N, inputs)
+        if len(rows) <= INT8_ROWS:
+            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
+        else:
+            y = F.linear(rows, self.weight.type_as(x)) * self.scale
+        return y.type_as(x).unflatten(0, x.shape[:-1])
+
+
+def packed(weight, scale):
+    """The weights as FBGEMM wants them; None where this processor or this PyTorch has it not."""
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch means to remove these one day
+        try:
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            whole = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
+            return torch.ops.quantized.linear_prepack(whole, None)
+        except (AttributeError, RuntimeError):
+            return None
+
+
+def replace_linears(model, Layer):
+    """Exchange every linear layer of `model` for a `Layer` made from it."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Layer(child))
+    return model
