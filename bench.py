@@ -67,7 +67,7 @@ class BenchConfig:
         for name in ("rounds", "batch_size", "steps", "tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if PROMPT + self.tokens > self.block_size:
+        if self.what == "sample" and PROMPT + self.tokens > self.block_size:
             raise ValueError(f"tokens={self.tokens} must leave {PROMPT} of block_size for a prompt")
         if self.peer and not (Path(self.peer) / "train.py").is_file():
             raise ValueError(f"peer={self.peer} must be a checkout of nanoGPT")
@@ -253,38 +253,24 @@ def sample_ours(config, **options):
         greedy = partial(next_token_distribution, temperature=0)
 
         def write(n):
-            return generate(model, [list(range(PROMPT))], n, greedy, VOCAB_SIZE)
+            list(generate(model, [list(range(PROMPT))], n, greedy, VOCAB_SIZE))
 
         return timed_writing(write, config) | {"weight_bytes": weights * each}
 
 
 def timed_writing(write, config):
-    """Numbers of a generator of tokens: how soon the first comes, how fast the others."""
-    list(write(2))
-    wait_for_device()
-    begun = time.perf_counter()
-    steps = write(config.tokens)
-    next(steps)
-    first = time.perf_counter() - begun
-    for _ in steps:
-        pass
-    wait_for_device()
+    """Numbers of `write(n)`, which writes n tokens: how soon the first comes, how fast all do."""
+    write(2)  # not counted
+    seconds = {}
+    for n in (1, config.tokens):
+        wait_for_device()
+        begun = time.perf_counter()
+        write(n)
+        wait_for_device()
+        seconds[n] = time.perf_counter() - begun
     return {
-        "tokens_per_second": config.tokens / (time.perf_counter() - begun),
-        "first_token_seconds": first,
-        "peak_bytes": peak_memory(),
-    }
-
-
-def timed_call(write, config):
-    """Numbers of a function that returns all its tokens at once."""
-    write(2)
-    wait_for_device()
-    begun = time.perf_counter()
-    write(config.tokens)
-    wait_for_device()
-    return {
-        "tokens_per_second": config.tokens / (time.perf_counter() - begun),
+        "tokens_per_second": config.tokens / seconds[config.tokens],
+        "first_token_seconds": seconds[1],
         "peak_bytes": peak_memory(),
     }
 
@@ -300,7 +286,7 @@ def sample_transformers(config, dtype):
                 prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
             )
 
-        return timed_call(write, config)
+        return timed_writing(write, config)
 
 
 def sample_nanogpt(config):
@@ -309,7 +295,7 @@ def sample_nanogpt(config):
         model = nanogpt_model(config).to(world.device).eval()
         prompt = torch.arange(PROMPT, device=world.device)[None]
         with world.precision() if world.device.type == "cuda" else nullcontext():
-            return timed_call(lambda n: model.generate(prompt, n, top_k=1), config)
+            return timed_writing(lambda n: model.generate(prompt, n, top_k=1), config)
 
 
 def text_of_size(megabytes):
@@ -342,7 +328,8 @@ def timed_preparation(config, with_ours):
         texts = text_of_size(config.megabytes)
         size = sum(len(text.encode()) for text in texts)
         lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        (Path(folder) / "small.jsonl").write_text(lines[: len(lines) // 20].rpartition("\n")[0])
+        some = lines[: len(lines) // 20].rpartition("\n")[0]
+        (Path(folder) / "small.jsonl").write_text(some, encoding="utf-8")
         (Path(folder) / "text.jsonl").write_text(lines, encoding="utf-8")
         prepare = [sys.executable, ROOT / "prepare_data.py"]
         quiet = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
@@ -367,17 +354,18 @@ def loss_ours(config):
     """train.py with config/shakespeare_char.py, from the shell."""
     with tempfile.TemporaryDirectory() as out:
         command = f"train.py config/shakespeare_char.py --out_dir={out} {config.options}"
-        return timed_command(command, ROOT, out)
+        return timed_command(command, ROOT, out, "shakespeare_char")
 
 
 def loss_nanogpt(config):
     """nanoGPT's recipe for a CPU, from the shell."""
     with tempfile.TemporaryDirectory() as out:
-        return timed_command(f"{NANOGPT_FOR_A_CPU} --out_dir={out}", config.peer, out)
+        data = Path(config.peer).absolute() / "data" / "shakespeare_char"
+        return timed_command(f"{NANOGPT_FOR_A_CPU} --out_dir={out}", config.peer, out, data)
 
 
-def timed_command(command, folder, out):
-    """Seconds of a whole training run, and its loss on all of our validation split."""
+def timed_command(command, folder, out, dataset):
+    """Seconds of a whole training run, and its loss on all of the validation split."""
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     quiet = {"check": True, "capture_output": True, "text": True, "env": environment}
     begun = time.perf_counter()
@@ -385,7 +373,7 @@ def timed_command(command, folder, out):
     seconds = time.perf_counter() - begun
     evaluation = (
         f"train.py --init_from={out} --eval_only=True --eval_iters=0 --block_size=64 "
-        "--dataset=shakespeare_char --batch_size=64 --dtype=float32"
+        f"--dataset={dataset} --batch_size=64 --dtype=float32"
     )
     told = subprocess.run([sys.executable, *evaluation.split()], cwd=ROOT, **quiet).stdout
     return {"seconds": seconds, "val_loss": float(re.findall(r"val loss ([\d.]+)", told)[-1])}
@@ -409,7 +397,6 @@ CONTESTANTS = {
         "nanoGPT": sample_nanogpt,
         "transformers, float32": partial(sample_transformers, dtype=torch.float32),
         "transformers, bf16": partial(sample_transformers, dtype=torch.bfloat16),
-        "transformers, float16": partial(sample_transformers, dtype=torch.float16),
     },
     "prepare": {"ours": prepare_ours, "tiktoken, one thread": prepare_tiktoken},
     "loss": {"ours": loss_ours, "nanoGPT": loss_nanogpt},

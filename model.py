@@ -40,7 +40,7 @@ class ModelConfig:
     tie_weights: bool = True  # one matrix both embeds the tokens and scores them
     dropout: float = 0.0  # share of activations zeroed in training
     attention_dropout: float | None = None  # the same for attention weights; None: as dropout
-    channel_dropout: bool = False  # zero channels of a whole sequence: fewer random numbers
+    shared_dropout: bool = False  # zero the same in all sequences of a batch: fewer random numbers
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     # Llama 3's stretched rotation: factor, low_freq_factor, high_freq_factor, original block_size
     rope_scaling: tuple[float, float, float, int] | None = None
@@ -213,22 +213,22 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
-class ChannelDropout(nn.Dropout):
-    """Zeroes some channels of each sequence at all its positions (arXiv:1512.05287), x (B, T, C).
+class SharedDropout(nn.Dropout):
+    """Dropout that zeroes the same activations in every sequence of a batch, x (B, T, C).
 
-    It keeps from learning by heart as single zeros do, for 1/T of their random numbers, which a
-    CPU is slow to make.
+    It keeps from learning by heart nearly as well, for 1/B of the random numbers, which a CPU is
+    slow to make.
     """
 
     def forward(self, x):
         if not self.training or self.p == 0:
             return x
-        return x * F.dropout(x.new_ones(x.size(0), 1, x.size(2)), self.p)          # (B, 1, C)
+        return x * F.dropout(x.new_ones(x.shape[1:]), self.p)                      # (T, C)
 
 
 def make_dropout(config):
     """The dropout that `config` asks for, of what joins the residual stream."""
-    return (ChannelDropout if config.channel_dropout else nn.Dropout)(config.dropout)
+    return (SharedDropout if config.shared_dropout else nn.Dropout)(config.dropout)
 
 
 class KVCache:

@@ -49,7 +49,7 @@ def pretrained_model(config, dataset):
         )
     check_ids(dataset, model.config.vocab_size)
     # These do not change what weights mean.
-    own = {"dropout", "attention_dropout", "channel_dropout", "fused_attention"}
+    own = {"dropout", "attention_dropout", "shared_dropout", "fused_attention"}
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
     shape["block_size"] = min(config.block_size, model.config.block_size)
     changed = {k: v for k, v in shape.items() if k not in own and v != getattr(config, k)}

@@ -8,9 +8,9 @@ import torch
 import model as model_module
 from model import (
     IGNORED,
-    ChannelDropout,
     KVCache,
     ModelConfig,
+    SharedDropout,
     Transformer,
     attention_mask,
     causal_attention,
@@ -293,17 +293,16 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(model(tokens)[0], model(tokens)[0])
 
 
-def test_channel_dropout_zeroes_a_channel_of_a_sequence_at_all_positions_or_at_none():
-    dropout = ChannelDropout(0.5)
+def test_shared_dropout_zeroes_the_same_in_every_sequence_of_a_batch():
+    dropout = SharedDropout(0.5)
     x = dropout(torch.ones(4, 10, 64))
-    zeroed = x == 0
-    assert (zeroed == zeroed[:, :1]).all()
-    assert 0.3 < zeroed.float().mean() < 0.7
-    assert not torch.equal(zeroed[0], zeroed[1])
+    assert (x == x[:1]).all()
+    assert 0.3 < (x == 0).float().mean() < 0.7
+    assert not torch.equal(x[0, 0], x[0, 1])
     assert set(x.unique().tolist()) == {0.0, 2.0}  # what is kept is raised: the mean stays
     assert torch.equal(dropout.eval()(torch.ones(4, 10, 64)), torch.ones(4, 10, 64))
-    model = make("fast", dropout=0.1, channel_dropout=True)
-    assert sum(isinstance(module, ChannelDropout) for module in model.modules()) == 5
+    model = make("fast", dropout=0.1, shared_dropout=True)
+    assert any(isinstance(module, SharedDropout) for module in model.modules())
 
 
 def test_attention_dropout_can_differ_from_the_other():

@@ -1,6 +1,8 @@
 """What is drawn, and how it reaches the reader."""
 
 import io
+import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +14,7 @@ import torch
 import sample
 from model import KVCache, ModelConfig, Transformer
 from sample import (
+    SampleConfig,
     TextStream,
     draw,
     first_tokens,
@@ -20,6 +23,8 @@ from sample import (
     looked_up,
     next_token_distribution,
 )
+from support.config import load_config
+from support.processes import open_world
 from support.tokenizer import byte_tokenizer
 from tests.conftest import REPOSITORY, TINY
 
@@ -366,8 +371,6 @@ def test_an_interactive_session_asks_until_an_empty_line(trained, run, capsys, m
 
 
 def test_a_run_can_be_sampled_without_its_data(trained, run, capsys):
-    import shutil
-
     shutil.rmtree("data")
     Path("out/tiny").rename("elsewhere")
     run("sample.py", "--init_from=elsewhere", "--start=the", "--max_new_tokens=3")
@@ -412,6 +415,41 @@ def test_lighter_weights_and_guesses_write_readable_text(option, trained, run, c
     plain = capsys.readouterr().out
     words = "the cat saw a dog and ran home 猫 看见 狗 就 跑".split()
     assert sum(plain.count(word) for word in words) > 10
+
+
+def test_what_eight_bits_cost_is_told_where_the_held_out_data_are(trained, run, capsys):
+    options = "--out_dir=out/tiny --quantize=int8 --max_new_tokens=3".split()
+    run("sample.py", *options)
+    told = re.search(r"held-out tokens: ([\d.]+) before, ([\d.]+) in int8", capsys.readouterr().err)
+    assert float(told[2]) == pytest.approx(float(told[1]), rel=0.05)
+    shutil.rmtree("data")
+    run("sample.py", *options)
+    assert "perplexity" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ("--num_samples=1 --dtype=float16", torch.float16),
+        ("--num_samples=9 --dtype=float16", torch.float16),
+        ("--dtype=bfloat16", torch.bfloat16),
+        ("--dtype=auto", torch.float32),  # it is small
+    ],
+)
+def test_the_weights_have_the_precision_asked_for(options, dtype, trained, monkeypatch):
+    config = load_config(SampleConfig, ["--out_dir=out/tiny", "--device=cpu", *options.split()])
+    with open_world(config.device, config.dtype, to_train=False) as world:
+        model, _, _ = sample.load_for_sampling(config, world)
+    assert model.blocks[0].mlp.up.weight.dtype == dtype
+
+
+def test_on_a_cpu_a_large_model_is_read_in_16_bits_as_suits_the_number_of_rows(monkeypatch):
+    monkeypatch.setattr(sample, "FLOAT32_BELOW", 0)
+    config = SampleConfig(device="cpu")
+    with open_world("cpu", "auto", to_train=False) as world:
+        for rows, dtype in ((1, torch.float16), (3, world.dtype)):
+            model = sample.lightened(make_model(), config, rows, world)
+            assert model.blocks[0].mlp.up.weight.dtype == dtype
 
 
 def test_a_reader_who_has_had_enough_causes_no_traceback(trained, words):
