@@ -31,5 +31,5 @@ min_lr = 0.0
 max_iters = 300  # 0.6 epochs: no text is seen twice
 
 eval_interval = 100
-eval_iters = 20
+eval_iters = 10
 log_interval = 10

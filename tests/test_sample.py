@@ -223,7 +223,7 @@ def test_right_guesses_save_passes(monkeypatch):
     )
     text = guessed(model, [[1, 2, 3]], 200)[0]
     assert len(set(text[100:])) < 50, "the text does not repeat itself: nothing can be saved"
-    assert len(passes) < 100
+    assert len(passes) < 150
 
 
 def test_with_guesses_tokens_are_distributed_as_without():
@@ -406,7 +406,6 @@ def test_a_terminal_gets_utf8_whatever_its_locale_says(trained):
     assert done.stdout.decode("utf-8").startswith("猫")
 
 
-@pytest.mark.parametrize("words", (["train.py", "--help"], ["sample.py", "--num_samples=50"]))
 @pytest.mark.parametrize(
     "option", ["--quantize=int8", "--dtype=float16", "--dtype=bfloat16", "--speculate=3"]
 )
@@ -452,6 +451,7 @@ def test_on_a_cpu_a_large_model_is_read_in_16_bits_as_suits_the_number_of_rows(m
             assert model.blocks[0].mlp.up.weight.dtype == dtype
 
 
+@pytest.mark.parametrize("words", (["train.py", "--help"], ["sample.py", "--num_samples=50"]))
 def test_a_reader_who_has_had_enough_causes_no_traceback(trained, words):
     command = [sys.executable, str(REPOSITORY / words[0]), *words[1:]]
     if words[0] == "sample.py":
@@ -466,5 +466,5 @@ def test_a_reader_who_has_had_enough_causes_no_traceback(trained, words):
 def test_training_shows_what_the_model_would_write(train_tiny, capsys):
     train_tiny("--max_iters=0", "--sample_tokens=12")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  | ")]
-    assert len(shown) == 1
+    assert len("\n".join(line[4:] for line in shown)) == 12
     assert TINY

@@ -17,6 +17,7 @@ from torch import nn
 import train as train_module
 from model import IGNORED, ModelConfig, Transformer
 from support.checkpoint import read_checkpoint
+from support.muon import Muon
 from support.processes import World
 from support.report import read_log
 from support.token_files import Tokens, Windows, open_dataset, permuted
@@ -195,7 +196,7 @@ def test_muon_gets_the_matrices_of_the_blocks_alone(small_model):
     config = TrainConfig(optimizer="muon", learning_rate=0.01, muon_learning_rate=0.04)
     adamw, muon = make_optimizers(small_model, config)
     ((matrices, group),) = named_groups(small_model, muon)
-    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(muon, Muon)
     assert group["lr"] == 0.04
     assert all(name.startswith("blocks.") and name.endswith(".weight") for name in matrices)
     assert len(matrices) == 6
