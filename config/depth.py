@@ -1,6 +1,6 @@
 # One dial, the depth, from which everything else follows: nothing is left to tune.
 #   python prepare_data.py python
-#   python train.py config/depth.py                           two layers, 40 seconds on two CPU cores
+#   python train.py config/depth.py              two layers, 40 seconds on two CPU cores
 #   python train.py config/depth.py --n_layer=4 --out_dir=out/depth4
 n_layer = int(_typed.get("n_layer", 2))  # the dial: what is typed, else 2  # noqa: F821
 dataset = "python"
