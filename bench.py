@@ -69,8 +69,6 @@ class BenchConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.what == "sample" and PROMPT + self.tokens > self.block_size:
             raise ValueError(f"tokens={self.tokens} must leave {PROMPT} of block_size for a prompt")
-        if self.peer and not (Path(self.peer) / "train.py").is_file():
-            raise ValueError(f"peer={self.peer} must be a checkout of nanoGPT")
 
 
 # --------------------------------------------------------------------------- what the machine can
@@ -408,6 +406,8 @@ CONTESTANTS = {
 
 def contestants(config):
     """The names of those who can take part here."""
+    if config.peer and not (Path(config.peer) / "train.py").is_file():
+        raise SystemExit(f"peer={config.peer} must be a checkout of nanoGPT")
     names = list(CONTESTANTS[config.what])
     missing = []
     if not config.peer:

@@ -29,7 +29,8 @@ CONFIGS = {
 # Typed behind the README's own options, these make any run small.
 SHORTER = {
     "train.py": "--n_layer=1 --n_head=2 --n_embd=16 --block_size=32 --batch_size=2 --max_iters=3 "
-    "--gradient_accumulation_steps=1 --eval_iters=1 --sample_tokens=3 --device=cpu",
+    "--gradient_accumulation_steps=1 --eval_iters=1 --sample_tokens=3 --device=cpu "
+    "--compile=False",
     "sample.py": "--max_new_tokens=5 --device=cpu",
     "prepare_data.py": "",
     "convert.py": "",
