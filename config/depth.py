@@ -27,7 +27,7 @@ max_iters = 2 * _weights // (batch_size * block_size)
 # Muon's steps change a matrix by the same share at any width: its rate stays. AdamW's falls with
 # the root of the width.
 optimizer = "muon"
-learning_rate = 2e-2 * (128 / n_embd) ** 0.5
+learning_rate = 4e-2 * (128 / n_embd) ** 0.5
 muon_learning_rate = 0.06
 beta1 = 0.8
 weight_decay = 0.0
