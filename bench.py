@@ -123,7 +123,7 @@ def ceiling(device):
 # ------------------------------------------------------------------------------ the contestants
 
 
-def our_model(config, **options):
+def our_model(config):
     torch.manual_seed(0)
     return Transformer(
         ModelConfig(
@@ -132,7 +132,6 @@ def our_model(config, **options):
             n_layer=config.n_layer,
             n_head=config.n_head,
             n_embd=config.n_embd,
-            **options,
         )
     )
 
@@ -179,9 +178,9 @@ def timed_training(step, config):
     }
 
 
-def train_ours(config, dtype="auto", compile=False):
+def train_ours(config, compile=False):
     """A step of train.py: gradients of a batch, clipping, AdamW."""
-    with open_world(config.device, dtype) as world:
+    with open_world(config.device) as world:
         model = our_model(config).to(world.device)
         settings = TrainConfig(vocab_size=50304, optimizer="adamw", batch_size=config.batch_size)
         optimizers = make_optimizers(model, settings)
@@ -197,6 +196,14 @@ def train_ours(config, dtype="auto", compile=False):
         return timed_training(step, config) | {"flops_per_token": flops_per_token(model)}
 
 
+def learn(model, optimizer, loss):
+    """The rest of a plain step, once the loss is known."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def train_nanogpt(config, compile):
     """A step of nanoGPT's train.py, which on a CPU is float32 whatever its dtype says."""
     with open_world(config.device, "auto") as world:
@@ -209,33 +216,26 @@ def train_nanogpt(config, compile):
         def step():
             with precision:
                 _, loss = faster(inputs, targets)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            learn(model, optimizer, loss)
 
         return timed_training(step, config)
 
 
-def train_transformers(config, weights=torch.float32, autocast=True, compile=False):
+def train_transformers(config, weights=torch.float32, autocast=True):
     """The plain loop around transformers' GPT-2."""
     with open_world(config.device, "auto") as world:
         model = transformers_model(config).to(world.device, weights).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
-        faster = torch.compile(model) if compile else model
         precision = torch.autocast(world.device.type, torch.bfloat16, enabled=autocast)
         inputs, targets = random_tokens(config, world.device)
 
         def step():
             with precision:
-                logits = faster(inputs, use_cache=False).logits
+                logits = model(inputs, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten()
             )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            learn(model, optimizer, loss)
 
         return timed_training(step, config)
 
@@ -310,18 +310,10 @@ def text_of_size(megabytes):
     return texts
 
 
-def prepare_ours(config):
-    """prepare_data.py from the shell, with a vocabulary that is there; start-up included."""
-    return timed_preparation(config, with_ours=True)
-
-
-def prepare_tiktoken(config):
-    """Bare tiktoken: one thread that encodes document after document into one list."""
-    return timed_preparation(config, with_ours=False)
-
-
 def timed_preparation(config, with_ours):
-    """Bytes of text a second, tokenized by us from a file or by tiktoken from a list."""
+    """Bytes of text a second: by prepare_data.py from the shell, its start-up included, or by bare
+    tiktoken, one thread that encodes document after document into one list.
+    """
     with tempfile.TemporaryDirectory() as folder:
         texts = text_of_size(config.megabytes)
         size = sum(len(text.encode()) for text in texts)
@@ -396,7 +388,10 @@ CONTESTANTS = {
         "transformers, float32": partial(sample_transformers, dtype=torch.float32),
         "transformers, bf16": partial(sample_transformers, dtype=torch.bfloat16),
     },
-    "prepare": {"ours": prepare_ours, "tiktoken, one thread": prepare_tiktoken},
+    "prepare": {
+        "ours": partial(timed_preparation, with_ours=True),
+        "tiktoken, one thread": partial(timed_preparation, with_ours=False),
+    },
     "loss": {"ours": loss_ours, "nanoGPT": loss_nanogpt},
 }
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -125,6 +124,19 @@ def draw(probabilities, generator):
     return torch.searchsorted(sums, torch.minimum(chance * total, below), right=True)
 
 
+def marked(rows, vocab_size, device):
+    """Which tokens occur in each row: (B, V)."""
+    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
+    for i, row in enumerate(rows):
+        seen[i, row] = True
+    return seen
+
+
+def last_half(row, block_size):
+    """What a row goes on from when the context is full: half a context, if it has more than one."""
+    return row[-max(1, block_size // 2) :] if len(row) > block_size else row
+
+
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator=None):
     """Yield the next tokens, one for each prompt, `max_new_tokens` times: lists of B ids.
@@ -137,9 +149,7 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
     rows = [list(prompt)[-block_size:] for prompt in prompts]
     room = min(block_size, max(map(len, rows)) + max_new_tokens)
     logits, cache = prefill(model, rows, room)
-    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=logits.device)
-    for i, row in enumerate(rows):
-        seen[i, row] = True
+    seen = marked(rows, vocab_size, logits.device)
     for i in range(max_new_tokens):
         probabilities = distribution(logits[:, :vocab_size], seen)
         tokens = draw(probabilities, generator)  # (B, 1)
@@ -150,8 +160,7 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
         if i + 1 == max_new_tokens:
             break
         if cache.longest == block_size:
-            half = max(1, block_size // 2)
-            rows = [row[-half:] if len(row) > block_size else row for row in rows]
+            rows = [last_half(row, block_size) for row in rows]
             logits, cache = prefill(model, rows, room)
         else:
             logits, _ = model(tokens, cache=cache)
@@ -210,9 +219,7 @@ def generate_with_guesses(
     room = min(block_size, max(map(len, rows)) + max_new_tokens + n_guesses)
     logits, cache = prefill(model, rows, room)
     logits, guesses = logits[:, None], [[] for _ in rows]
-    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=logits.device)
-    for i, row in enumerate(rows):
-        seen[i, row] = True
+    seen = marked(rows, vocab_size, logits.device)
     made = 0
     while True:
         for i, row in enumerate(rows):
@@ -229,8 +236,7 @@ def generate_with_guesses(
             if made == max_new_tokens:
                 return
         if cache.longest == block_size:
-            half = max(1, block_size // 2)
-            rows = [row[-half:] if len(row) > block_size else row for row in rows]
+            rows = [last_half(row, block_size) for row in rows]
             logits, cache = prefill(model, rows, room)
             logits, guesses = logits[:, None], [[] for _ in rows]
         else:
@@ -412,7 +418,7 @@ def held_out(checkpoint, model):
     except (KeyError, SystemExit):
         return None
     n = min(len(windows), max(1, HELD_OUT // T))
-    return torch.from_numpy(windows.read(np.arange(n) * len(windows) // n)) if n else None
+    return torch.from_numpy(windows.read(windows.spread(n))) if n else None
 
 
 @torch.inference_mode()

@@ -221,7 +221,7 @@ def evaluation(dataset, config, world):
 
     def mean_loss(model, windows):
         n = min(config.eval_iters * config.batch_size or len(windows), len(windows))
-        chosen = np.arange(n) * len(windows) // n
+        chosen = windows.spread(n)
         total, count = torch.zeros((), device=world.device), 0
         for first in range(world.rank * config.batch_size, n, world.size * config.batch_size):
             block = torch.from_numpy(windows.read(chosen[first : first + config.batch_size]))

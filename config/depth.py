@@ -7,7 +7,7 @@ dataset = "python"
 out_dir = "out/depth"
 
 # A layer more wants 48 channels more; heads of 64 channels.
-n_head = -(-n_layer * 48 // 64) if n_layer > 2 else 2
+n_head = max(2, -(-n_layer * 48 // 64))
 n_embd = 64 * n_head
 block_size = 256
 norm = "layernorm"

@@ -166,6 +166,10 @@ class Windows:
     def __len__(self):
         return int(self.ends[-1])
 
+    def spread(self, n):
+        """The numbers of `n` windows, spread evenly over the split."""
+        return np.arange(n) * len(self) // n
+
     def read(self, numbers, offset=0.0):
         """The windows of these numbers as a block (len(numbers), length) of tokens.
 
