@@ -17,6 +17,7 @@ import tyro
 from safetensors import SafetensorError
 
 from sample import token_before
+from support.adapters import ADDED
 from support.checkpoint import (
     BEST,
     LAST,
@@ -24,6 +25,7 @@ from support.checkpoint import (
     huggingface_folder,
     in_a_line,
     load_model,
+    merged_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
@@ -127,6 +129,9 @@ def checkpoint_facts(path):
         "tokenizer": tokenizer_in_words(tokenizer),
         "data": ", ".join(f"{name}={value}" for name, value in data.items()) or "not told",
     }
+    for name in ("method", "task"):
+        told = checkpoint.get(name) or {}
+        facts |= {name: ", ".join(f"{k}={v}" for k, v in told.items())} if told else {}
     tied = {"head.weight"} if shape["tie_weights"] else set()
     return facts, {name: w for name, w in checkpoint["model"].items() if name not in tied}
 
@@ -141,9 +146,19 @@ def tokenizer_in_words(tokenizer):
 # ------------------------------------------------------------------------------------- converting
 
 
+def load_plain(source):
+    """`load_model`'s (model, tokenizer, checkpoint); exits where other programs know no such."""
+    model, tokenizer, checkpoint = load_model(source, dtype=None)
+    if any(isinstance(module, ADDED) for module in model.modules()):
+        merged_checkpoint(checkpoint["path"])  # which says why not
+    if model.config.n_labels:
+        raise SystemExit(f"{source} gives labels instead of tokens: other programs have no such")
+    return model, tokenizer, checkpoint
+
+
 def to_huggingface(config):
     """Write the model as a Hugging Face folder, with a card that has the run's numbers."""
-    model, tokenizer, checkpoint = load_model(config.path, dtype=None)
+    model, tokenizer, checkpoint = load_plain(config.path)
     write_model(
         config.out,
         model,
@@ -157,7 +172,7 @@ def to_huggingface(config):
 
 def to_gguf(config):
     """Write the model as a GGUF file."""
-    model, tokenizer, checkpoint = load_model(config.path, dtype=None)
+    model, tokenizer, checkpoint = load_plain(config.path)
     kind = GGUF_KINDS[config.dtype]
     write_gguf(must_be_new(config.out), model, tokenizer, kind, bos_of(tokenizer, checkpoint))
     print(f"{config.out} is written, its matrices in {kind}; to use it: llama-cli -m {config.out}")
@@ -192,7 +207,7 @@ def as_checkpoint(config):
     """The model at `path` as a checkpoint of ours, with settings that a run can go on with."""
     folder = huggingface_folder(config.path)
     if not folder:
-        checkpoint = read_checkpoint(find_checkpoint(config.path, [LAST, BEST]))
+        checkpoint = merged_checkpoint(find_checkpoint(config.path, [LAST, BEST]))
         if checkpoint.pop("origin", None) == "nanoGPT":
             checkpoint |= {"train_config": settings_of_nanogpt(checkpoint, config.out)}
         return checkpoint

@@ -45,6 +45,7 @@ class ModelConfig:
     # Llama 3's stretched rotation: factor, low_freq_factor, high_freq_factor, original block_size
     rope_scaling: tuple[float, float, float, int] | None = None
     norm_eps: float = 1e-5  # keeps the norms from dividing by zero
+    n_labels: int = 0  # score so many labels instead of the tokens (finetune.py); 0: the tokens
     softcap: float = 0.0  # logits are bent smoothly to stay within ± this; 0: not at all
     init: Literal["gpt2", "zero"] = "gpt2"  # zero: each branch starts as nothing
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
@@ -70,7 +71,9 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        for name in ("softcap", "norm_eps"):
+        if self.n_labels and self.tie_weights:
+            raise ValueError(f"n_labels={self.n_labels} needs a head of its own: tie_weights=False")
+        for name in ("n_labels", "softcap", "norm_eps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
@@ -381,7 +384,7 @@ class Transformer(nn.Module):
         self.dropout = make_dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
         initialize(self, config)
 
     def forward(self, inputs, targets=None, cache=None, segments=None, label_smoothing=0.0):

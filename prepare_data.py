@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from support.config import load_config
 from support.corpora import FINEWEB_EDU_URL, NAMES, fineweb_edu_shards, open_corpus
-from support.files import replacing
+from support.files import replacing, replacing_tree
 from support.tokenizer import (
     byte_tokenizer,
     char_tokenizer,
@@ -138,10 +138,11 @@ def prepare(config):
         if not survey["characters"]:
             raise ValueError(f"there is no text in {', '.join(config.paths)}: all of it is empty")
         plan = make_plan(corpus, survey, config.val_fraction)
-        meta, unknown = write(folder, corpus, tokenizer, plan)
+        tasks = corpus.tasks()
+        meta, unknown = write(folder, corpus, tokenizer, plan, tasks)
     dropped = f"{survey['duplicates']:,} copies of documents, {unknown:,} unknown characters"
     print(f"{folder} is ready, after {time.monotonic() - started:.1f} s.\n")
-    print(report(meta, tokenizer, first_tokens(folder / "train.bin", meta), dropped))
+    print(report(meta, tokenizer, first_tokens(folder / "train.bin", meta), dropped, tasks))
     print(f"\nNext: {next_command(folder.name)}")
 
 
@@ -285,7 +286,7 @@ def assign(plan, document, number, position, piece):
 # --------------------------------------------------------------------- second pass: encode, write
 
 
-def write(folder, corpus, tokenizer, plan):
+def write(folder, corpus, tokenizer, plan, tasks):
     """(content of meta.json, number of unknown characters) of the folder that is then in place."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     tallies = {"train": Counter(), "val": Counter()}
@@ -303,7 +304,18 @@ def write(folder, corpus, tokenizer, plan):
                 )
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         json.dump(meta, files["meta"], indent=1)
+        write_tasks(files["tasks"], tasks)
     return meta, tallies["train"]["unknown"] + tallies["val"]["unknown"]
+
+
+def write_tasks(folder, tasks):
+    """Write the examples to fine-tune on: TASK/SPLIT.jsonl in the folder, one on each line."""
+    for task, splits in tasks.items():
+        (folder / task).mkdir()
+        for split, examples in splits.items():
+            with replacing(folder / task / f"{split}.jsonl", "w") as file:
+                lines = (json.dumps(example, ensure_ascii=False) for example in examples)
+                file.writelines(line + "\n" for line in lines)
 
 
 @contextmanager
@@ -315,8 +327,9 @@ def replacing_folder(folder):
             replacing(folder / "meta.json", "w") as meta,
             replacing(folder / "val.bin") as val,
             replacing(folder / "train.bin") as train,
+            replacing_tree(folder / "tasks") as tasks,
         ):
-            yield {"train": train, "val": val, "meta": meta}
+            yield {"train": train, "val": val, "meta": meta, "tasks": tasks}
             for file in (train, val, meta):
                 file.flush()
                 os.fsync(file.fileno())
@@ -457,7 +470,7 @@ def first_tokens(path, meta, offset=0):
     return np.fromfile(path, meta["dtype"], COLUMNS, offset=offset)
 
 
-def report(meta, tokenizer, beginning, dropped):
+def report(meta, tokenizer, beginning, dropped, tasks=()):
     """What has been made, for people, 80 columns wide."""
     splits = meta["splits"]
     per_token = splits["train"]["bytes"] / splits["train"]["tokens"]
@@ -471,6 +484,8 @@ def report(meta, tokenizer, beginning, dropped):
         rows["floor"] = f"{floor:>15.3f} bits per byte on val, which no model can beat"
     rows["dropped"] = dropped
     rows["split"] = meta["split_rule"]
+    if tasks:
+        rows["tasks"] = f"{', '.join(tasks)} (python finetune.py, see README)"
     rows["begins"] = glimpse(beginning, tokenizer, COLUMNS - 14)
     return "\n".join(
         textwrap.fill(

@@ -15,12 +15,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from model import KVCache
+from support.chat import end_of_turn, opening
 from support.checkpoint import in_a_line, load_model
 from support.config import load_config
+from support.labelling import word_tokens, words_of
 from support.processes import open_world
 from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
 from support.token_files import Windows, open_dataset
 from support.tokenizer import tiktoken_tokenizer
+from support.tokenizer_files import chat_template_of
 
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
 FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
@@ -37,6 +40,9 @@ class SampleConfig:
     init_from: str = "resume"  # resume: the best checkpoint of out_dir; or the PATH of another
     start: str = ""  # what to continue; FILE:prompt.txt, - for standard input, empty for nothing
     interactive: bool = False  # ask for one start after another
+    adapter: str | None = None  # what finetune.py added to the model, put on it: the PATH of a run
+    chat: bool = False  # hold a conversation, as a model that was tuned for it can
+    system: str = ""  # what the assistant is told before a conversation
     num_samples: int = 3  # texts, made together as one batch
     max_new_tokens: int = 500  # the most tokens for each
     temperature: float = 0.8  # below 1 more predictable, above 1 wilder; 0: always the likeliest
@@ -45,9 +51,7 @@ class SampleConfig:
     min_p: float = 0.05  # leave out what is less likely than this share of the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens that were there become less likely
     quantize: Literal["no", "int8"] = "no"  # int8: weights of 8 bits, faster and a little worse
-    speculate: int = (
-        0  # guess so many tokens at a time from the text so far; the text stays as good
-    )
+    speculate: int = 0  # guess so many tokens at a time from the text; it stays as good
     stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
     until_eot: bool = True  # stop where the model ends the document
     seed: int = 1337  # the same seed gives the same text
@@ -251,11 +255,11 @@ class TextStream:
     """Turns the tokens of one text into characters as soon as they are certain.
 
     A character may be spread over several tokens, and the beginning of a stop text may turn out to
-    be something else: both are held back until a later token tells.
+    be something else: both are held back until a later token tells. `ends` are tokens to stop at.
     """
 
-    def __init__(self, tokenizer, stop=(), eot=None):
-        self.tokenizer, self.stop, self.eot = tokenizer, [text for text in stop if text], eot
+    def __init__(self, tokenizer, stop=(), ends=()):
+        self.tokenizer, self.stop, self.ends = tokenizer, [text for text in stop if text], ends
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
         self.ended = False
@@ -264,7 +268,7 @@ class TextStream:
         """The text that has become certain with this token."""
         if self.ended:
             return ""
-        if token == self.eot:
+        if token in self.ends:
             return self.finish()
         self.held += self.decoder.decode(self.tokenizer.token_bytes(token))
         found = [self.held.index(stop) for stop in self.stop if stop in self.held]
@@ -314,7 +318,7 @@ def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8, min
     """One continuation of the tokens `prompt`, as a string: for the eyes, while training."""
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
     distribution = partial(next_token_distribution, temperature=temperature, min_p=min_p)
-    stream = TextStream(tokenizer, eot=tokenizer.eot)
+    stream = TextStream(tokenizer, ends=[tokenizer.eot])
     text = ""
     for tokens in generate(
         model, [prompt], max_new_tokens, distribution, tokenizer.vocab_size, generator
@@ -325,12 +329,9 @@ def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8, min
     return text + stream.finish()
 
 
-def write_samples(model, tokenizer, start, prompt, config, out):
-    """Write `num_samples` continuations of `start`: the first while it is made, then the others.
-
-    prompt is `start` in tokens. Returns the number of tokens made.
-    """
-    generator = torch.Generator(model.token_embedding.weight.device).manual_seed(config.seed)
+def steps_of(model, tokenizer, prompts, config, seed):
+    """The generator of next tokens, one for each prompt, that a config asks for."""
+    generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
     distribution = partial(
         next_token_distribution,
         temperature=config.temperature,
@@ -339,18 +340,24 @@ def write_samples(model, tokenizer, start, prompt, config, out):
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
     )
-    eot = tokenizer.eot if config.until_eot else None
-    streams = [TextStream(tokenizer, config.stop, eot) for _ in range(config.num_samples)]
-    texts, made = [start for _ in streams], 0
-    prompts = [prompt] * config.num_samples
     make = generate
     if config.speculate:
         make = partial(generate_with_guesses, n_guesses=config.speculate)
-    steps = make(
+    return make(
         model, prompts, config.max_new_tokens, distribution, tokenizer.vocab_size, generator
     )
-    written = 0
-    for tokens in steps:
+
+
+def write_samples(model, tokenizer, start, prompt, config, out):
+    """Write `num_samples` continuations of `start`: the first while it is made, then the others.
+
+    prompt is `start` in tokens. Returns the number of tokens made.
+    """
+    ends = [tokenizer.eot] if config.until_eot else []
+    streams = [TextStream(tokenizer, config.stop, ends) for _ in range(config.num_samples)]
+    texts, made, written = [start for _ in streams], 0, 0
+    prompts = [prompt] * config.num_samples
+    for tokens in steps_of(model, tokenizer, prompts, config, config.seed):
         made += sum(not stream.ended for stream in streams)
         texts = [text + stream.push(token) for text, stream, token in zip(texts, streams, tokens)]
         out.write(texts[0][written:])
@@ -363,6 +370,67 @@ def write_samples(model, tokenizer, start, prompt, config, out):
     out.writelines(f"{SEPARATOR}\n{text}\n" for text in texts[1:])
     out.flush()
     return made
+
+
+# ------------------------------------------------------------------------- conversations, labels
+
+
+def converse(model, tokenizer, config, out):
+    """Answer what is typed, line by line, until a line is empty."""
+    if chat_template_of(tokenizer) is None:
+        raise SystemExit("this model knows no conversations; finetune.py --task=chat teaches them")
+    instruction = [{"role": "system", "content": config.system}] if config.system else []
+    said = []
+    print("type and press Enter; an empty line ends", file=sys.stderr)
+    while line := read_line("> "):
+        said.append({"role": "user", "content": line})
+        # Where there is no room for an answer, what was said first is forgotten.
+        while True:
+            prompt = opening(instruction + said, tokenizer)
+            if len(said) < 3 or len(prompt) < model.config.block_size // 2:
+                break
+            said = said[2:]
+        answer = write_answer(model, tokenizer, prompt, config, config.seed + len(said), out)
+        said.append({"role": "assistant", "content": answer})
+
+
+def write_answer(model, tokenizer, prompt, config, seed, out):
+    """The assistant's answer to a prompt in tokens, written while it is made, as text."""
+    stream = TextStream(tokenizer, config.stop, [tokenizer.eot, end_of_turn(tokenizer)])
+    text = ""
+    for tokens in steps_of(model, tokenizer, [prompt], config, seed):
+        part = stream.push(tokens[0])
+        out.write(part)
+        out.flush()
+        text += part
+        if stream.ended:
+            break
+    rest = stream.finish()
+    out.write(rest + "\n")
+    out.flush()
+    return text + rest
+
+
+@torch.inference_mode()
+def write_labels(model, tokenizer, start, documents, task, out):
+    """Write how likely each label of a text is, the likeliest first; or the tag of each word."""
+    before = token_before(tokenizer, documents)
+    first = [] if before is None else [before]
+    device, size = model.token_embedding.weight.device, model.config.block_size
+    if task["task"] == "tagging":
+        words = words_of(start)
+        tokens, ends = word_tokens(words, tokenizer)
+        shown = sum(len(first) + end < size for end in ends)
+        logits, _ = model(torch.tensor([[*first, *tokens][:size]], device=device))
+        best = logits[0].argmax(dim=1).tolist()
+        for word, end in zip(words[:shown], ends):
+            out.write(f"{word}\t{task['labels'][best[len(first) + end]]}\n")
+        return
+    tokens = [*first, *tokenizer.encode(start).tolist()][-size:] or [0]
+    logits, _ = model(torch.tensor([tokens], device=device))
+    chances = logits[0, -1].float().softmax(dim=0).tolist()
+    for chance, label in sorted(zip(chances, task["labels"]), reverse=True):
+        out.write(f"{chance:.4f} {label}\n")
 
 
 def starts(config):
@@ -394,12 +462,12 @@ def read_text(path):
 
 
 def load_for_sampling(config, world):
-    """(model, tokenizer, number of documents it was trained on), told on standard error."""
+    """(model, tokenizer, what its checkpoint says), told on standard error."""
     source = config.out_dir if config.init_from == "resume" else config.init_from
-    model, tokenizer, checkpoint = load_model(source, world.device, dtype=None)
+    source, base = (config.adapter, source) if config.adapter else (source, None)
+    model, tokenizer, checkpoint = load_model(source, world.device, dtype=None, base=base)
     print(in_a_line(checkpoint), file=sys.stderr)
     tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"])
-    documents = checkpoint["data"].get("train_documents", 0)
     rows_at_once = config.num_samples * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
     before = None if block is None else perplexity(model, block)
@@ -407,7 +475,7 @@ def load_for_sampling(config, world):
     if before:
         now = f"{before:.4g} before, {perplexity(model, block):.4g} in {config.quantize}"
         print(f"perplexity on {block.numel():,} held-out tokens: {now}", file=sys.stderr)
-    return model, tokenizer, documents
+    return model, tokenizer, checkpoint
 
 
 def held_out(checkpoint, model):
@@ -454,9 +522,18 @@ def assumed_tokenizer(path):
 def main():
     config = load_config(SampleConfig)
     with open_world(config.device, config.dtype, to_train=False) as world:
-        model, tokenizer, documents = load_for_sampling(config, world)
+        model, tokenizer, checkpoint = load_for_sampling(config, world)
+        documents = checkpoint["data"].get("train_documents", 0)
+        if config.chat:
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+            converse(model, tokenizer, config, sys.stdout)
+            return
         for start in starts(config):
             try:
+                if model.config.n_labels:
+                    task = checkpoint["task"]
+                    write_labels(model, tokenizer, start, documents, task, sys.stdout)
+                    continue
                 prompt = first_tokens(tokenizer, start, documents)
                 begun = time.perf_counter()
                 made = write_samples(model, tokenizer, start, prompt, config, sys.stdout)

@@ -60,6 +60,7 @@ class TrainConfig(ModelConfig):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of blocks, else adamw
     learning_rate: float = 6e-4  # the highest, of AdamW
     muon_learning_rate: float = 0.02  # the highest, of Muon
+    layer_decay: float = 1.0  # the rates of a block are so many times those of the block above it
     weight_decay: float = 0.1  # of matrices; vectors are not decayed
     beta1: float = 0.9  # AdamW's memory of gradients
     beta2: float = 0.95  # AdamW's memory of their squares
@@ -117,6 +118,8 @@ class TrainConfig(ModelConfig):
         for name in ("vocab_size", "lr_decay_iters"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
         for name in ("label_smoothing", "ema_decay", "cooldown", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
@@ -270,36 +273,45 @@ def make_optimizers(model, config):
 
     Matrices decay, vectors do not. Each group remembers its highest rate as `initial_lr`.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    to_muon = [
-        name
-        for name, p in trained.items()
-        if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2
-    ]
-    rest = [p for name, p in trained.items() if name not in to_muon]
-    groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizers = [
-        torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            fused=rest[0].device.type in ("cuda", "cpu"),
-        )
-    ]
+    to_muon, to_adamw = {}, {}
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        is_matrix, share = weight.dim() >= 2, layer_share(name, config)
+        in_block = name.startswith("blocks.") and weight.dim() == 2
+        groups = to_muon if config.optimizer == "muon" and in_block else to_adamw
+        groups.setdefault((is_matrix, share), []).append(weight)
+
+    def groups_from(found, rate):
+        return [
+            {
+                "params": weights,
+                "lr": rate * share,
+                "weight_decay": config.weight_decay if is_matrix else 0.0,
+            }
+            for (is_matrix, share), weights in found.items()
+        ]
+
+    optimizers = []
+    if to_adamw:
+        groups = groups_from(to_adamw, config.learning_rate)
+        device = groups[0]["params"][0].device.type
+        betas, fused = (config.beta1, config.beta2), device in ("cuda", "cpu")
+        optimizers.append(torch.optim.AdamW(groups, betas=betas, fused=fused))
     if to_muon:
-        optimizers.append(
-            Muon(
-                [trained[name] for name in to_muon],
-                lr=config.muon_learning_rate,
-                weight_decay=config.weight_decay,
-            )
-        )
+        optimizers.append(Muon(groups_from(to_muon, config.muon_learning_rate)))
     for group in groups_of(optimizers):
         group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def layer_share(name, config):
+    """The share of the learning rate that a weight gets: less and less towards the input."""
+    if name.startswith("blocks."):
+        below_the_last = config.n_layer - 1 - int(name.split(".")[1])
+    else:
+        below_the_last = 0 if name.startswith(("norm.", "head.")) else config.n_layer
+    return config.layer_decay**below_the_last
 
 
 def groups_of(optimizers):
@@ -461,7 +473,8 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             average.update(model, progress.step)
 
             # Tell.
-            report.step(progress, loss, norm, rate * config.learning_rate, n_targets)
+            n_tokens = world.size * sum(batch["inputs"].numel() for batch in batches)
+            report.step(progress, loss, norm, rate * config.learning_rate, n_tokens)
             give_up(progress, norm, config)
             progress.step += 1
     return progress
@@ -470,9 +483,12 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
 # ----------------------------------------------------------------------------------------- main
 
 
-def read_config():
-    """(config, None), or for `--init_from=resume` (what was stored and typed, the checkpoint)."""
-    config = load_config(TrainConfig, default_file=QUICK_START)
+def read_config(Config, default_file, fixed=("optimizer",)):
+    """(config, None), or for `--init_from=resume` (what was stored and typed, the checkpoint).
+
+    A run that goes on must keep its model's shape and what `fixed` names.
+    """
+    config = load_config(Config, default_file=default_file)
     if config.init_from != "resume":
         return config, None
     resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
@@ -481,13 +497,18 @@ def read_config():
             f"{config.out_dir} is a run of {resumed['origin']}'s; to go on with it, first type: "
             f"python convert.py {config.out_dir} --to=shiftgpt --out=out/NAME"
         )
-    out_dir = config.out_dir
+    out_dir, script = config.out_dir, "finetune.py" if "task" in resumed else "train.py"
+    if ("task" in resumed) != hasattr(config, "task"):
+        raise SystemExit(
+            f"{out_dir} is a run of {script}'s; to go on with it: "
+            f"python {script} --init_from=resume --out_dir={out_dir}"
+        )
     print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
-    stored = TrainConfig(**resumed["train_config"])
+    stored = Config(**resumed["train_config"])
     typed = [word for word in sys.argv[1:] if not is_config_file(word)]
-    config = load_config(TrainConfig, typed, default=stored)
+    config = load_config(Config, typed, default=stored)
     config = dataclasses.replace(config, out_dir=out_dir)
-    for name in [*(field.name for field in dataclasses.fields(ModelConfig)), "optimizer"]:
+    for name in [*(field.name for field in dataclasses.fields(ModelConfig)), *fixed]:
         old, new = getattr(stored, name), getattr(config, name)
         if old != new:
             raise SystemExit(
@@ -495,6 +516,15 @@ def read_config():
                 f"it, or start anew with other settings: --init_from={config.out_dir}"
             )
     return config, resumed
+
+
+def check_shares(config, world):
+    """Exit where the micro-batches of a step cannot be shared out among the processes."""
+    if config.gradient_accumulation_steps % world.size:
+        raise SystemExit(
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
+            f"multiple of the {world.size} processes that share it"
+        )
 
 
 def with_a_sample(evaluate, model, dataset, config, world, report):
@@ -518,13 +548,9 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
 
 def main():
     only_main_prints()
-    config, resumed = read_config()
+    config, resumed = read_config(TrainConfig, QUICK_START)
     with open_world(config.device, config.dtype) as world, advice_on_memory(config):
-        if config.gradient_accumulation_steps % world.size:
-            raise SystemExit(
-                f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
-                f"multiple of the {world.size} processes that share it"
-            )
+        check_shares(config, world)
         dataset = open_dataset(config.dataset)
         config, model = make_model(config, dataset, resumed)
         model.to(world.device)

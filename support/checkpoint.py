@@ -8,6 +8,12 @@ A checkpoint is a dict of tensors, numbers and text, so that reading one can exe
     train_config   fields of the script's config      scaler        of float16's loss
     tokenizer      as support/tokenizer.py writes it  progress      fields of train.Progress
     data           which data it was trained on       versions      of torch and Python, as text
+
+and of finetune.py's runs
+
+    task           what is answered, with which labels
+    method         what was trained, and of an adapter the base that it is put on; `model` then
+                   holds only what was added
 """
 
 import pickle
@@ -21,16 +27,20 @@ from zipfile import BadZipFile, ZipFile
 import torch
 
 from model import ModelConfig
+from support.adapters import adds, fingerprint_of, merge_lora, put_in, weights_to_save
 from support.files import replacing
 from support.nanogpt import from_nanogpt
 from support.tokenizer import tokenizer_from_dict
-from support.weights import assembled
+from support.weights import assembled, fitted
 
 FORMAT = 1
 LAST, BEST = "ckpt.pt", "best.pt"
 # A model on the hub, such as Qwen/Qwen3-0.6B; out/ is where runs are.
 HUB_NAME = re.compile(r"(?!out/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
-KEPT = (LAST, BEST, "log.jsonl", "loss.png")  # what a run leaves in its out_dir
+# What a run leaves in its out_dir.
+MERGED = "merged.pt"
+RESULTS = ("test.json", "predictions.jsonl", "confusion.png")
+KEPT = (LAST, BEST, MERGED, "log.jsonl", "loss.png", *RESULTS)
 
 
 def save_checkpoint(path, contents):
@@ -86,12 +96,12 @@ def read_checkpoint(path):
     return contents
 
 
-def load_model(source, device="cpu", dtype=torch.float32):
+def load_model(source, device="cpu", dtype=torch.float32, base=None):
     """(model, tokenizer, checkpoint) of a run's folder or a checkpoint, with the averaged weights.
 
     Of nanoGPT's too, and of a Hugging Face folder or one on the hub: there the checkpoint says only
     its `origin`. The weights come in `dtype`, None: as they are stored. The tokenizer is None for a
-    run on data that came without one.
+    run on data that came without one. What an adapter is put on may be given as `base`.
     """
     folder = huggingface_folder(source)
     if folder:
@@ -102,13 +112,67 @@ def load_model(source, device="cpu", dtype=torch.float32):
         return model.to(device), tokenizer, checkpoint
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path) | {"path": path}
+    checkpoint["model"] |= checkpoint["ema"] or {}
     try:
-        weights = {**checkpoint["model"], **(checkpoint["ema"] or {})}
-        model = assembled(ModelConfig(**checkpoint["model_config"]), weights)
+        model = merge_lora(model_in(checkpoint, base))
         tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SystemExit(f"{path} is not whole, or of another version: {error!r:.200}") from None
     return model.to(device).eval(), tokenizer, checkpoint
+
+
+def model_in(checkpoint, base=None):
+    """The model whose weights are in a checkpoint; of an adapter, its base with the adapter in it.
+
+    The base is looked for where it was when the adapter was trained, or at `base`.
+    """
+    config = ModelConfig(**checkpoint["model_config"])
+    settings = checkpoint.get("method")
+    if not settings:
+        return assembled(config, checkpoint["model"])
+    if not adds(settings):
+        model = assembled(config, checkpoint["model"])
+        put_in(model, settings)
+        return model
+    source = base or settings["base"]
+    try:
+        plain, _, _ = load_model(source)
+    except SystemExit as error:
+        raise SystemExit(
+            f"this {settings['method']} is put on {source}: {error}. Where is it now? Type "
+            "--init_from=BASE --adapter=PATH"
+        ) from None
+    if fingerprint_of(plain.state_dict()) != settings["base_fingerprint"]:
+        raise SystemExit(
+            f"this {settings['method']} was trained on other weights than {source} has now; "
+            f"it fits the {settings['base']} of then, and nothing else"
+        )
+    model = fitted(plain, config)
+    put_in(model, settings)
+    missing, surplus = model.load_state_dict(checkpoint["model"], strict=False)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    if surplus or trained & set(missing):
+        raise ValueError(f"its weights do not fit: {[*surplus, *missing][:3]}")
+    return model
+
+
+def merged_checkpoint(path):
+    """The contents of a checkpoint whose `model` is whole: LoRA is worked into its base's weights.
+
+    Exits for an adapter or a prefix, which are modules of their own.
+    """
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint.get("method")
+    if not settings or not adds(settings):
+        return checkpoint
+    if settings["method"] != "lora":
+        raise SystemExit(
+            f"{path} is an {settings['method']}, which cannot be merged into its base: no other "
+            "program knows it; train with --method=lora or full"
+        )
+    model, _, _ = load_model(path)
+    whole = {"model": model.state_dict(), "ema": None, "optimizer": {}, "method": None}
+    return checkpoint | whole
 
 
 def huggingface_folder(source):
@@ -163,7 +227,7 @@ def snapshot(progress, config, model, optimizers, average, scaler):
         "step": progress.step,
         "progress": asdict(progress),
         "train_config": asdict(config),
-        "model": model.state_dict(),
+        "model": weights_to_save(model),
         "ema": average.weights or None,
         "optimizer": optimizer_state(model, optimizers),
         "scaler": scaler.state_dict(),

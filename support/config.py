@@ -18,6 +18,8 @@ import tyro
 
 from support.files import until_nobody_reads
 
+# The same under another name, which is taken as ours.
+SAME = {"data": "dataset"}
 # Options of nanoGPT's that have another form here: what each value stands for.
 TRANSLATED = {
     "decay_lr": {
@@ -37,8 +39,13 @@ ELSEWHERE = {
     "lr": "learning_rate",
     "max_steps": "max_iters",
     "num_iterations": "max_iters",
-    "num_train_epochs": "max_iters",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
     "epochs": "max_iters",
+    "train_data": "dataset",
+    "lora_r": "lora_rank",
+    "r": "lora_rank",
+    "peft_method": "method",
     "per_device_train_batch_size": "batch_size",
     "device_batch_size": "batch_size",
     "output_dir": "out_dir",
@@ -79,7 +86,7 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     knobs = {field.name for field in dataclasses.fields(Config)}
     typed = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
     words = []
-    for word in argv:
+    for word in with_values(argv, Config):
         named = takes_files and is_config_file(word)
         for option in options_in(word, typed) if named else [[word]]:
             words += translate(option, knobs)
@@ -93,6 +100,16 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
         if stop.code and files:
             print(f"Read were {', '.join(files)}, then the command line.", file=sys.stderr)
         raise
+
+
+def with_values(argv, Config):
+    """The arguments, where a switch that is typed alone, `--chat`, means `--chat=True`."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(Config) if field.type is bool}
+    followers = [*argv[1:], ""]
+    return [
+        f"{word}=True" if word in switches and after.lower() not in ("true", "false") else word
+        for word, after in zip(argv, followers)
+    ]
 
 
 def is_config_file(word):
@@ -127,6 +144,8 @@ def translate(option, knobs):
     name = name.lstrip("-").replace("-", "_")
     if name in knobs or not option[0].startswith("--"):
         return option
+    if SAME.get(name) in knobs:
+        return [f"--{SAME[name]}={value}" if value else f"--{SAME[name]}", *option[1:]]
     if name in NOT_NEEDED:
         print(f"{name} is not needed here: {NOT_NEEDED[name]}")
         return []
@@ -135,8 +154,11 @@ def translate(option, knobs):
         if value not in choices:
             raise SystemExit(f"{option[0]}: expected --{name}={' or '.join(choices)}")
         return choices[value]
-    if ELSEWHERE.get(name) in knobs:
-        raise SystemExit(f"--{name} is called --{ELSEWHERE[name]} here (see --help)")
+    ours = ELSEWHERE.get(name)
+    if ours not in knobs:
+        ours = ELSEWHERE.get(ours)  # train.py counts in updates what finetune.py has in epochs
+    if ours in knobs:
+        raise SystemExit(f"--{name} is called --{ours} here (see --help)")
     return option
 
 

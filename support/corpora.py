@@ -20,12 +20,15 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
 
+from support.code_tasks import code_tasks
+from support.stories.tasks import story_tasks
 from support.tokenizer import repair
 
 NAMES = ("stories", "python", "shakespeare", "tinystories", "fineweb_edu")
@@ -55,6 +58,7 @@ FINEWEB_EDU_SHARDS = 99
 
 # The held-out stories, as a share of the training stories.
 STORIES_VAL_SHARE = 0.05
+MEGABYTES_FOR_ALL_TASKS = 12  # with less text to train on come fewer examples to fine-tune on
 RUN_LOG = "log.jsonl"  # what train.py leaves in a folder, which is no text
 # Left out of the corpus `python`: tests, what pip installed, and tables written by programs.
 NOT_WRITTEN_BY_PEOPLE = {
@@ -85,6 +89,8 @@ class Corpus:
     size: int  # bytes of the source, for the progress bar
     source: list[str]  # for people: the paths or addresses that it came from
     split_rule: str | None = None  # one sentence, where the corpus brings its own split
+    # {task: {split: examples to fine-tune on}}, where the corpus can tell what is right
+    tasks: Callable[[], dict] = dict
 
 
 def open_corpus(paths, data, scratch, megabytes, seed, language):
@@ -275,10 +281,7 @@ def text_field(path, number, line):
 
 def stories(megabytes, seed, language, scratch):
     """Generated stories: so many megabytes of them for training, and held-out ones to validate."""
-    from support.stories import (
-        floor_bits_per_byte,
-        generate,
-    )  # not for those with text of their own
+    from support.stories import floor_bits_per_byte, generate  # late: tests put others in place
 
     told = scratch / "stories.jsonl"
     size = int(megabytes * 1e6 * (1 + STORIES_VAL_SHARE))
@@ -304,7 +307,9 @@ def stories(megabytes, seed, language, scratch):
         "by the story world: val has combinations of names, things and plots that train never has"
     )
     source = [f"stories: seed {seed}, language {language or 'both'}"]
-    return Corpus("stories", documents, size, source, rule)
+    share = min(1, megabytes / MEGABYTES_FOR_ALL_TASKS)
+    tasks = partial(story_tasks, seed, language, share)
+    return Corpus("stories", documents, size, source, rule, tasks)
 
 
 def standard_library():
@@ -322,7 +327,8 @@ def standard_library():
     version = ".".join(map(str, sys.version_info[:3]))
     size = sum(file.stat().st_size for file in files)
     source = [f"the standard library of Python {version}"]
-    return Corpus("python", lambda: documents_in(files), size, source)
+    tasks = partial(code_tasks, files, root)
+    return Corpus("python", lambda: documents_in(files), size, source, tasks=tasks)
 
 
 def shakespeare(raw):

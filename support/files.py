@@ -65,6 +65,25 @@ def new_folder(path):
 
 
 @contextmanager
+def replacing_tree(path):
+    """A folder to write into that takes the place of `path` once it is complete.
+
+    Where nothing was written into it, and after an error, `path` stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if any(temporary.iterdir()):
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def until_nobody_reads():
     """A context that exits quietly when the reader of a pipe, such as `head`, has had enough."""
     try:

@@ -42,6 +42,13 @@ class World:
             dist.all_reduce(totals)
         return totals.tolist()
 
+    def gather(self, thing):
+        """What each process has of it, in a list that all get."""
+        things = [thing] * self.size
+        if self.size > 1:
+            dist.all_gather_object(things, thing)
+        return things
+
     def wait(self):
         """Go on when all processes have come this far."""
         if self.size > 1:

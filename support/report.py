@@ -68,11 +68,11 @@ class Report:
             fall_silent()
             self.unread = True
 
-    def step(self, progress, loss, norm, rate, n_targets):
+    def step(self, progress, loss, norm, rate, n_tokens):
         """Count an update, and at each log_interval tell of it. loss is this process's part."""
         now = perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        self.updates, self.tokens = self.updates + 1, self.tokens + n_targets
+        self.updates, self.tokens = self.updates + 1, self.tokens + n_tokens
         self.bar.update()
         if not math.isfinite(norm):
             self.say(f"iter {progress.step}: the gradient is not finite, this update is skipped")
@@ -122,6 +122,15 @@ class Report:
         self.track({k: v for k, v in finite.items() if v is not None}, numbers["step"])
 
 
+def is_over(progress, config):
+    """Whether a run has come to its end, rather than been stopped."""
+    return (
+        progress.step >= config.max_iters
+        or 0 < config.patience <= progress.without_gain
+        or 0 < config.max_minutes <= progress.minutes
+    )
+
+
 def farewell(progress, config):
     """Why the run ended, and what to type next."""
     sample, resume = f"python sample.py --out_dir={config.out_dir}", "--init_from=resume"
@@ -129,12 +138,12 @@ def farewell(progress, config):
         why = (
             f"all {config.max_iters:,} steps are made (for more: {resume} and a larger --max_iters)"
         )
+    elif not is_over(progress, config):
+        return f"stopped at step {progress.step:,}; to go on: {resume} --out_dir={config.out_dir}"
     elif 0 < config.patience <= progress.without_gain:
         return f"to see it write: {sample}"  # the loop has said why
-    elif 0 < config.max_minutes <= progress.minutes:
-        why = f"the {config.max_minutes:g} minutes are over"
     else:
-        return f"stopped at step {progress.step:,}; to go on: {resume} --out_dir={config.out_dir}"
+        why = f"the {config.max_minutes:g} minutes are over"
     return f"{why}\nto see it write: {sample}"
 
 

@@ -6,7 +6,7 @@ import torch
 
 from model import ModelConfig, Transformer
 from support.checkpoint import load_model
-from support.weights import assembled
+from support.weights import assembled, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
 
@@ -15,6 +15,8 @@ def make_model(config, dataset, resumed):
     """(config, model): its weights drawn, as they were, or taken from another run."""
     if not resumed and config.init_from != "scratch":
         return pretrained_model(config, dataset)
+    if config.n_labels:
+        raise SystemExit("n_labels is for finetune.py, which counts the labels; leave it out")
     vocab_size = config.vocab_size or dataset.vocab_size
     if dataset.tokenizer and vocab_size < dataset.vocab_size:
         raise SystemExit(
@@ -56,11 +58,7 @@ def pretrained_model(config, dataset):
     config = dataclasses.replace(config, **changed)
     settled = ", ".join(f"{name}={value}" for name, value in changed.items())
     print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
-    weights = model.state_dict()
-    if config.position == "learned":
-        name = "position.embedding.weight"
-        weights[name] = weights[name][: config.block_size].clone()
-    return config, assembled(model_part(config), weights)
+    return config, fitted(model, model_part(config))
 
 
 def check_tokenizer(stored, dataset, source):

@@ -133,3 +133,23 @@ def assembled(config, weights):
     if config.position == "rope":
         model.position = RotaryPositions(config)  # what it holds follows from the config
     return model
+
+
+def fitted(model, config):
+    """A `Transformer` of `config` with a trained model's weights, where the two differ in these:
+
+    a shorter context (or, with rotary positions, any), more rows of the vocabulary, which start as
+    the mean of the others, and a head for labels, which starts as 0: each is equally likely.
+    """
+    weights = model.state_dict()
+    if config.position == "learned":
+        name = "position.embedding.weight"
+        weights[name] = weights[name][: config.block_size].clone()
+    for name in ("token_embedding.weight", "head.weight"):
+        rows = weights[name]
+        if config.vocab_size > len(rows):
+            new = rows.mean(dim=0).expand(config.vocab_size - len(rows), -1)
+            weights[name] = torch.cat([rows, new])
+    if config.n_labels:
+        weights["head.weight"] = torch.zeros(config.n_labels, config.n_embd)
+    return assembled(config, weights)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from finetune import FinetuneConfig
 from support.config import load_config, show_config
 from tests.conftest import REPOSITORY
 from train import TrainConfig
@@ -252,7 +253,8 @@ def test_every_config_of_ours_is_understood():
     files = sorted((REPOSITORY / "config").glob("*.py"))
     assert len(files) >= 6
     for path in files:
-        config = load_config(TrainConfig, [str(path)])
+        Config = FinetuneConfig if path.name.startswith("finetune_") else TrainConfig
+        config = load_config(Config, [str(path)])
         assert config.dataset != TrainConfig().dataset or path.name == "gpt2_124m.py"
 
 
@@ -275,7 +277,8 @@ def test_help_shows_the_comment_behind_each_field(capsys):
 
 
 def test_a_path_is_shown_as_typed_here(tmp_path, monkeypatch):
-    from support.config import as_typed
+    from finetune import FinetuneConfig
+from support.config import as_typed
 
     monkeypatch.chdir(tmp_path)
     assert as_typed(tmp_path / "config" / "x.py") == str(Path("config/x.py"))

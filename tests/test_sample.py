@@ -285,7 +285,7 @@ def test_what_only_looks_like_a_stop_text_is_shown_after_all():
 
 def test_the_end_of_a_document_ends_the_stream():
     tokenizer = byte_tokenizer()
-    stream = TextStream(tokenizer, eot=tokenizer.eot)
+    stream = TextStream(tokenizer, ends=[tokenizer.eot])
     assert stream.push(ord("a")) == "a"
     assert stream.push(tokenizer.eot) == ""
     assert stream.ended

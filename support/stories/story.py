@@ -60,6 +60,20 @@ class Story:
         return self._telling.write_apart(plots()[self._telling.plot].titles[self.language])
 
     @cached_property
+    def beats(self):
+        """The (start, end) in the text of each sentence, or few sentences, of the plot, in order.
+
+        A story and its translation have the same beats.
+        """
+        starts = self._starts_of_parts()
+        return tuple((starts[first], starts[last]) for _, first, last in self._telling.told)
+
+    @property
+    def text_before_ending(self):
+        """The text without the scene that ends it, whose words give away how the story ends."""
+        return "".join(self._telling.parts[: self._telling.ending_part])
+
+    @cached_property
     def entities(self):
         """The Entities of the story, in the order in which they are first named."""
         starts = self._starts_of_parts()

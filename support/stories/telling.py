@@ -122,6 +122,7 @@ class Telling:
         self.words = {}  # role -> Word
         self.taken = set()  # the same Words
         self.ending = ""
+        self.ending_part = None  # the index into parts where the scene that ends it begins
         self.gap = ""  # what parts the next sentence from the last
         self.forks = 0
         self.groups = 0  # of alternatives in this sentence, so far
@@ -142,6 +143,7 @@ class Telling:
                 self.gap = "\n"
             else:
                 self.ending = step.mood
+                self.ending_part = len(self.parts)
 
     def word(self, role):
         """The Word of a role, drawn if this is its first mention."""

@@ -1,0 +1,401 @@
+"""Teach a trained model a task by examples: `python finetune.py config/finetune_mood.py`.
+
+An example becomes inputs and targets like any text, but that a target is -1 wherever nothing is to
+be learned: in a question, in what the user of a chat says (support/tasks.py). The examples of a
+step are put into rows, and go through train.py's loop.
+"""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import regex
+import torch
+
+from model import IGNORED
+from support.adapters import MATRICES, SETTINGS
+from support.checkpoint import (
+    BEST,
+    MERGED,
+    merged_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    set_aside,
+)
+from support.config import show_config
+from support.distillation import load_teacher, taught_by
+from support.files import replacing
+from support.finetuning import begin
+from support.processes import only_main_prints, open_world
+from support.report import Report, advice_on_memory, farewell, in_words, is_over
+from support.tasks import Example, batch_of
+from support.token_files import permuted
+from train import (
+    TrainConfig,
+    check_shares,
+    evaluation,
+    read_config,
+    train,
+    training_batches,
+    windows_of,
+)
+
+QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"
+NOTHING = Example([0], [IGNORED])  # stands for examples that random changes left without a target
+
+
+@dataclass
+class FinetuneConfig(TrainConfig):
+    """Teach a trained model a task by examples; what is not named here is as in train.py."""
+
+    # from what, to what
+    init_from: str = "out/stories"  # a run, a checkpoint, a Hugging Face folder or name; or resume
+    out_dir: str = "out/finetuned"  # checkpoints, log, and test.json with predictions.jsonl
+    pretrained: bool = True  # False: the same shape with drawn weights; what was pretraining worth?
+    # on which examples
+    task: Literal["text", "completion", "chat", "classification", "tagging"] = "completion"
+    dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; or of tokens
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # auto: by its name
+    fields: tuple[str, ...] = ()  # what a file calls its own: --fields text=message label=topic
+    val_fraction: float = 0.1  # of a single file, and as much again to test with
+    generative: bool = False  # classification: write the label as text, without a head for labels
+    long: Literal["cut", "chunk"] = "cut"  # an example beyond block_size: keep its end, or split it
+    pack: bool | Literal["auto"] = "auto"  # several in a row; auto: with rotary positions
+    word_deletion: float = 0.0  # share of a text's words left out, anew in each epoch
+    word_swap: float = 0.0  # share that changes places with the next
+    token_shift: float = 0.0  # share overwritten by the word before, as if the text had shifted
+    # what is trained
+    method: Literal["full", "last", "head", "lora", "adapter", "prefix"] = "full"  # adapters.py
+    last_blocks: int = 1  # last: so many
+    lora_rank: int = 8  # lora: the width of the detour around a matrix
+    lora_alpha: float = 16.0  # lora: its strength is this / lora_rank
+    lora_dropout: float = 0.0  # lora: share of its inputs zeroed
+    lora_targets: tuple[str, ...] = MATRICES  # lora: around which matrices of a block
+    adapter_size: int = 16  # adapter: channels of the bottleneck
+    prefix_length: int = 16  # prefix: positions that are learned
+    merge: bool = False  # lora: also write merged.pt, a model like any other
+    # from whom
+    teacher: str | None = None  # a model of the same tokens or labels, whose scores are learned too
+    teacher_weight: float = 0.5  # share of the loss that is about them
+    teacher_temperature: float = 2.0  # above 1: more of what the teacher thinks of the less likely
+    # how; as in train.py, with defaults for a model that knows a language already
+    block_size: int | None = None  # context; None: the model's
+    batch_size: int = 8  # examples at a time
+    gradient_accumulation_steps: int = 1
+    epochs: float = 3.0  # times through the examples
+    max_iters: int | None = None  # updates; None: what the epochs take
+    learning_rate: float = 5e-5
+    warmup_iters: int = 20
+    min_lr: float = 0.0
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"
+    weight_decay: float = 0.0
+    eval_interval: int = 100
+    eval_iters: int = 0
+    log_interval: int = 10
+    best_metric: str | None = None  # what the best checkpoint is best in; None: the task's own
+    compile: bool | Literal["auto"] = False  # examples differ in length
+
+    def __post_init__(self):
+        steps, self.max_iters = self.max_iters, self.max_iters or 0
+        super().__post_init__()
+        self.max_iters = steps
+        for name in ("last_blocks", "lora_rank", "adapter_size", "prefix_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("lora_dropout", "word_deletion", "word_swap", "token_shift", "val_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if not 0 <= self.teacher_weight <= 1 or self.teacher_temperature <= 0 or self.epochs <= 0:
+            raise ValueError(
+                "teacher_weight must be 0 to 1, teacher_temperature and epochs above 0, not "
+                f"{self.teacher_weight}, {self.teacher_temperature} and {self.epochs}"
+            )
+        unknown = set(self.lora_targets) - set(MATRICES)
+        if unknown or not self.lora_targets:
+            raise ValueError(
+                f"lora_targets={' '.join(self.lora_targets)}: expected some of {' '.join(MATRICES)}"
+            )
+        if self.target_shift != 1 or self.document_mask:
+            raise ValueError("target_shift and document_mask are for train.py; leave them out")
+        if self.merge and self.method != "lora":
+            raise ValueError(f"merge=True is for --method=lora, not {self.method}")
+        if self.generative and self.task != "classification":
+            raise ValueError(f"generative=True is for --task=classification, not {self.task}")
+
+
+# --------------------------------------------------------------------------------------- batches
+
+
+def noisy(text, config, chance):
+    """The text with some words left out, swapped with the next, or overwritten by the one before.
+
+    chance() draws from [0, 1). A Chinese character is a word. Blanks stay where they are.
+    """
+    parts = regex.findall(r"(\s*)(\p{Han}|[^\s\p{Han}]+)", text)
+    kept = [part for part in parts if chance() >= config.word_deletion] or parts
+    words = [word for _, word in kept]
+    for i in range(len(words) - 1):
+        if chance() < config.word_swap:
+            words[i], words[i + 1] = words[i + 1], words[i]
+    before = [*words[:1], *words]
+    words = [b if chance() < config.token_shift else w for b, w in zip(before, words)]
+    return "".join(gap + word for (gap, _), word in zip(kept, words))
+
+
+def fitting(example, size, long):
+    """The parts of an example that fit a context of `size`: its end, or all of it in turn."""
+    inputs, targets = example
+    if len(inputs) <= size:
+        return [example]
+    if long == "cut":
+        return [Example(inputs[-size:], targets[-size:])]
+    parts, learned = [], 0  # each token is learned once, with half a context before it
+    for start in [*range(0, len(inputs) - size, max(1, size // 2)), len(inputs) - size]:
+        known = max(0, learned - start)
+        part = [IGNORED] * known + targets[start + known : start + size]
+        parts.append(Example(inputs[start : start + size], part))
+        learned = start + size
+    return parts
+
+
+def all_examples(task, lines, config):
+    """([Example, …] that fit the context, Counter of what happened on the way)."""
+    found, told = [], Counter()
+    for line in lines:
+        for example in task.examples(line):
+            parts = fitting(example, config.block_size, task.long)
+            told["long"] += len(example.inputs) > config.block_size
+            useful = [part for part in parts if any(t != IGNORED for t in part.targets)]
+            told["without a target"] += not useful
+            found += useful
+    return found, told
+
+
+def example_batches(task, lines, examples, config, world):
+    """`batch_at(step)`: this process's micro-batches of that step, dicts for `model(**batch)`.
+
+    Every epoch has each example once, in an order of its own, and with changes of its own where the
+    config asks for random ones. It is a function of the step alone.
+    """
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    mine = per_step // world.size
+    is_noisy = config.word_deletion or config.word_swap or config.token_shift
+    if is_noisy and not task.noisy_field:
+        raise SystemExit(
+            f"word_deletion, word_swap and token_shift are for classification and completion; "
+            f"for --task={config.task} leave them out"
+        )
+    n = len(lines) if is_noisy else len(examples)
+    pack = config.position == "rope" if config.pack == "auto" else config.pack
+
+    def example_at(number, epoch):
+        if not is_noisy:
+            return [examples[number]]
+        chance = np.random.default_rng([config.seed, epoch, number]).random
+        changed = noisy(lines[number][task.noisy_field], config, chance)
+        return all_examples(task, [lines[number] | {task.noisy_field: changed}], config)[0]
+
+    def batch_at(step):
+        numbers = step * per_step + world.rank * mine + np.arange(mine)
+        epochs, places = np.divmod(numbers, n)
+        found = []
+        for epoch, place in zip(epochs, places):
+            number = permuted(np.array([place]), n, [config.seed, epoch])[0]
+            found.append(example_at(int(number), int(epoch)))
+        cuts = range(0, mine, config.batch_size)
+        micro = [[*chain(*found[i : i + config.batch_size])] or [NOTHING] for i in cuts]
+        return [
+            batch_of(some, pack, not config.causal) | {"label_smoothing": config.label_smoothing}
+            for some in micro
+        ]
+
+    return batch_at
+
+
+def judge(task, lines, model, faster, config, world):
+    """({name: number}, answers) of a model on some lines, which the processes share."""
+    mine = lines[world.rank :: world.size]
+    examples, _ = all_examples(task, mine, config)
+    examples.sort(key=lambda example: len(example.inputs))
+    total, count = 0.0, 0
+    for first in range(0, len(examples), config.batch_size):
+        batch = batch_of(examples[first : first + config.batch_size], mask=not config.causal)
+        n = int((batch["targets"] != IGNORED).sum())
+        with world.precision():
+            _, loss = faster(**world.place(batch))
+        total, count = total + loss.item() * n, count + n
+    total, count = world.sum(total, count)
+    answers = world.gather(task.answers(model, mine))
+    answers = [answers[i % world.size][i // world.size] for i in range(len(lines))]
+    loss = total / max(count, 1)
+    return {"val_loss": loss} | task.numbers(lines, answers, loss, count), answers
+
+
+def task_evaluation(task, lines, model, config, world, say):
+    """`evaluate(model)` on some of the lines, always the same; it shows one of the answers."""
+    n = min(config.eval_iters * config.batch_size or len(lines), len(lines))
+    chosen = [lines[i * len(lines) // n] for i in range(n)]
+
+    def evaluate(faster):
+        numbers, answers = judge(task, chosen, model, faster, config, world)
+        if answers[0] is not None and config.sample_tokens:
+            answer, right = shown(answers[0]), shown(task.right(chosen[0]))
+            say(f"  | {answer}" + ("" if answer == right else f"   (right: {right})"))
+        return numbers
+
+    return evaluate
+
+
+def shown(answer):
+    """An answer in a line."""
+    text = " ".join(answer) if isinstance(answer, list) else answer.strip().replace("\n", " / ")
+    return text if len(text) < 70 else text[:69] + "…"
+
+
+def with_steps(config, n):
+    """The config with the number of updates that its epochs of `n` examples take."""
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    steps = max(1, math.ceil(config.epochs * n / per_step))
+    return dataclasses.replace(config, max_iters=config.max_iters or steps)
+
+
+def show_examples(lines, examples, told, config):
+    """Print how many examples there are, and what did not fit."""
+    n_targets = sum(sum(t != IGNORED for t in example.targets) for example in examples)
+    counts = ", ".join(f"{len(some):,} to {name}" for name, some in lines.items())
+    print(f"examples: {counts}; {n_targets:,} targets in an epoch")
+    done = "split" if config.long == "chunk" or config.task == "text" else "their beginning is cut"
+    if told["long"]:
+        print(f"{told['long']:,} are longer than block_size={config.block_size}: {done}")
+    if told["without a target"]:
+        print(f"{told['without a target']:,} have nothing to learn in them: left out")
+
+
+def show_weights(model):
+    """Print how much of the model is trained."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in model.parameters())
+    print(f"trained are {trained:,} of {everything:,} weights ({trained / everything:.2%})")
+
+
+# ----------------------------------------------------------------------------------------- the end
+
+
+def finish(start, config, world):
+    """Test the best checkpoint, and write it without LoRA where that was asked for."""
+    best = read_checkpoint(Path(config.out_dir) / BEST)
+    start.model.load_state_dict(best["model"] | (best["ema"] or {}), strict=False)
+    if start.lines:
+        test(start.task, start.lines, start.model, config, world)
+    if config.merge and world.is_main:
+        path = Path(config.out_dir) / MERGED
+        save_checkpoint(path, merged_checkpoint(Path(config.out_dir) / BEST))
+        print(f"{path} is a model like any other: sample from it, convert it, train it further")
+
+
+def test(task, lines, model, config, world):
+    """Judge a model on the test examples, beside those who guess; print it and write it down."""
+    model.eval()
+    with torch.no_grad():
+        numbers, answers = judge(task, lines["test"], model, model, config, world)
+    if not world.is_main:
+        return
+    rows = {"this model": {"loss": numbers.pop("val_loss")} | numbers}
+    for name, guesses in task.guesses(lines["train"], lines["test"]).items():
+        rows[name] = task.numbers(lines["test"], guesses, math.nan, 0)
+    print(f"\n{len(lines['test']):,} test examples, with {config.out_dir}/{BEST}:\n\n{table(rows)}")
+    details = task.report(lines["test"], answers, config.out_dir)
+    print(f"\n{details}\n" if details else "")
+    with replacing(Path(config.out_dir) / "test.json", "w") as file:
+        json.dump(rows, file, indent=1, ensure_ascii=False)
+    with replacing(Path(config.out_dir) / "predictions.jsonl", "w") as file:
+        for line, answer in zip(lines["test"], answers):
+            told = line if answer is None else line | {"answer": answer}
+            file.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def table(rows):
+    """Numbers for people, {who: {what: number}}: a line for each what, the first who in front."""
+    first, *others = rows
+    heads = [first, *(f"({i})" for i in range(1, len(rows)))]
+    lines = [" " * 18 + "".join(f"{head:>12}" for head in heads)]
+    for what in rows[first]:
+        numbers = [rows[who].get(what, math.nan) for who in rows]
+        cells = ["" if math.isnan(number) else f"{number:.4g}" for number in numbers]
+        lines.append(f"{what.replace('_', ' '):<18}" + "".join(f"{cell:>12}" for cell in cells))
+    told = [f"({i}) {who}" for i, who in enumerate(others, 1)]
+    return "\n".join(line.rstrip() for line in [*lines, "", *told])
+
+
+# ----------------------------------------------------------------------------------------- main
+
+
+def read_finetune_config():
+    """What `train.read_config` gives; a run that goes on keeps its task and its method."""
+    fixed = ("optimizer", "task", "generative", "pretrained", "method")
+    fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
+    config, resumed = read_config(FinetuneConfig, QUICK_START, fixed)
+    if resumed and config.epochs != resumed["train_config"]["epochs"]:
+        config = dataclasses.replace(config, max_iters=None)
+    return config, resumed
+
+
+def batches_for(config, start, world):
+    """(config that knows how many updates the epochs take, `batch_at`)."""
+    if start.dataset:
+        n = len(windows_of(start.dataset, "train", config))
+        return with_steps(config, n), training_batches(start.dataset, config, world)
+    examples, told = all_examples(start.task, start.lines["train"], config)
+    if not examples:
+        raise SystemExit(f"{config.dataset}: there is nothing to learn in any training example")
+    show_examples(start.lines, examples, told, config)
+    config = with_steps(config, len(examples))
+    return config, example_batches(start.task, start.lines["train"], examples, config, world)
+
+
+def evaluation_for(config, start, world, say):
+    """`evaluate(model)` on the validation examples, or on both splits of a folder of tokens."""
+    if start.dataset:
+        return evaluation(start.dataset, config, world)
+    return task_evaluation(start.task, start.lines["val"], start.model, config, world, say)
+
+
+def main():
+    only_main_prints()
+    config, resumed = read_finetune_config()
+    with open_world(config.device, config.dtype) as world, advice_on_memory(config):
+        check_shares(config, world)
+        config, start = begin(config, resumed)
+        model = start.model.to(world.device)
+        config, batch_at = batches_for(config, start, world)
+        show_config(config)
+        show_weights(model)
+        if config.dry_run:
+            print(f"dry run: {config.max_iters:,} steps; nothing was trained or written")
+            return
+        if config.teacher:
+            taught_by(model, load_teacher(config, start, world), config)
+        if config.eval_only:
+            with torch.no_grad():
+                print(in_words(evaluation_for(config, start, world, print)(model.eval())))
+            return
+        world.wait()  # until all have read what may now be moved
+        if world.is_main and not resumed:
+            set_aside(config.out_dir)
+        with Report(config, model, world, resumed["step"] if resumed else 0) as report:
+            evaluate = evaluation_for(config, start, world, report.say)
+            progress = train(model, config, batch_at, evaluate, world, report, start.about, resumed)
+        world.wait()  # until the best checkpoint is written
+        if is_over(progress, config):
+            finish(start, config, world)
+        print(farewell(progress, config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What of a trained model is trained further, and small modules put into it from outside.
+
+    method    what is learned                                          source
+    full      every weight
+    last      the last few blocks, the last norm, and a head of its own
+    head      the head alone
+    lora      y = W x + alpha/rank · up(down(x))  beside matrices W    arXiv:2106.09685
+    adapter   y = f(x) + up(gelu(down(f(x))))  behind each branch f    arXiv:1902.00751
+    prefix    keys and values that every position also sees            arXiv:2101.00190, 2303.16199
+
+The last three leave the model as it was and add to it, `up` and the prefix's gate being zero at
+first: training starts at the base model's function exactly. Only what they added is saved.
+"""
+
+import math
+from hashlib import blake2b
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# What each method reads of a config; a checkpoint keeps it.
+SETTINGS = {
+    "full": (),
+    "last": ("last_blocks",),
+    "head": (),
+    "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
+    "adapter": ("adapter_size",),
+    "prefix": ("prefix_length",),
+}
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down")  # of a block
+
+
+class LoRA(nn.Module):
+    """A linear layer whose weight is left alone, and a narrow detour that is learned."""
+
+    def __init__(self, base, rank, alpha, dropout):
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = alpha / rank
+        nn.init.normal_(self.down.weight, std=1 / math.sqrt(base.in_features))
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.scale * self.up(self.down(self.dropout(x)))
+
+    @torch.no_grad()
+    def merged(self):
+        """A linear layer that does the same: W + alpha/rank · up down."""
+        self.base.weight += (self.scale * self.up.weight @ self.down.weight).type_as(
+            self.base.weight
+        )
+        return self.base
+
+
+class Adapter(nn.Module):
+    """A branch of a block, and behind it a bottleneck that is learned."""
+
+    def __init__(self, base, n_embd, size):
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(n_embd, size)
+        self.up = nn.Linear(size, n_embd)
+        for tensor in (self.up.weight, self.up.bias, self.down.bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, *inputs):
+        y = self.base(*inputs)
+        return y + self.up(F.gelu(self.down(y)))
+
+
+class Prefix(nn.Module):
+    """Attention, and beside it attention to learned positions that all can see, let in by a gate.
+
+    Put before the others, as the first of the papers does, they would take weight from them at
+    once; with a softmax and a gate of their own (the second paper) they start as nothing.
+    """
+
+    def __init__(self, attend, config, length):
+        super().__init__()
+        shape = (1, config.kv_heads, length, config.head_channels)  # (1, K, P, D)
+        self.attend = attend
+        self.keys, self.values = (nn.Parameter(torch.randn(shape)) for _ in range(2))
+        self.gate = nn.Parameter(torch.zeros(config.n_head, 1, 1))
+
+    def forward(self, q, k, v, mask=None, dropout=0.0):
+        keys, values = (x.expand(len(q), -1, -1, -1).type_as(q) for x in (self.keys, self.values))
+        learned = F.scaled_dot_product_attention(
+            q, keys, values, enable_gqa=q.size(1) != keys.size(1)
+        )
+        return self.attend(q, k, v, mask, dropout) + self.gate.tanh().type_as(q) * learned
+
+
+ADDED = (LoRA, Adapter, Prefix)
+
+
+def settings_of(config):
+    """The method of a config, with the knobs that the method reads: a dict."""
+    return {name: getattr(config, name) for name in ("method", *SETTINGS[config.method])}
+
+
+def put_in(model, settings):
+    """Freeze all of the model but what the method trains, and put in the modules that it adds.
+
+    A head for labels is new, and trained by every method.
+    """
+    method = settings["method"]
+    model.requires_grad_(method == "full")
+    if method == "last":
+        for block in model.blocks[-settings["last_blocks"] :]:
+            block.requires_grad_(True)
+        model.norm.requires_grad_(True)
+    elif method == "lora":
+        add_lora(model, settings)
+    elif method == "adapter":
+        for block in model.blocks:
+            n_embd, size = model.config.n_embd, settings["adapter_size"]
+            block.attention = Adapter(block.attention, n_embd, size)
+            block.mlp = Adapter(block.mlp, n_embd, size)
+    elif method == "prefix":
+        for block in model.blocks:
+            attention = block.attention
+            attention.attend = Prefix(attention.attend, model.config, settings["prefix_length"])
+    own_head = not model.config.tie_weights and method == "last"
+    if method == "head" or own_head or model.config.n_labels:
+        model.head.requires_grad_(True)
+
+
+def add_lora(model, settings):
+    """Put a `LoRA` around each matrix of the blocks that `lora_targets` names."""
+    names = settings["lora_targets"]
+    rank, alpha, dropout = (settings[f"lora_{name}"] for name in ("rank", "alpha", "dropout"))
+    for parent in list(model.blocks.modules()):
+        for name, child in list(parent.named_children()):
+            if name in names and isinstance(child, nn.Linear):
+                setattr(parent, name, LoRA(child, rank, alpha, dropout))
+
+
+def merge_lora(model):
+    """The model with each `LoRA` worked into the matrix it stands beside."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoRA):
+                setattr(parent, name, child.merged())
+    return model
+
+
+def adds(settings):
+    """Whether a method keeps the base model as it is and saves only what it added."""
+    return settings["method"] in ("lora", "adapter", "prefix")
+
+
+def weights_to_save(model):
+    """{name: weight}: all of them; of a model with added modules, only what is trained."""
+    weights = model.state_dict()
+    if not any(isinstance(module, ADDED) for module in model.modules()):
+        return weights
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in weights.items() if name in trained}
+
+
+def fingerprint_of(weights):
+    """A few letters that differ for different weights, {name: tensor}: some of each are looked at.
+
+    An adapter fits the base that it was trained on, and no other.
+    """
+    seen = blake2b(digest_size=8)
+    for name, weight in sorted(weights.items()):
+        some = weight.detach().flatten()[:: max(1, weight.numel() // 1000)].float().cpu()
+        seen.update(name.encode() + some.numpy().tobytes())
+    return seen.hexdigest()

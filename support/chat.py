@@ -1,0 +1,129 @@
+"""Conversations as tokens: in the model's own way of writing them, or in ChatML.
+
+A conversation is a list of messages {"role": "system", "user" or "assistant", "content": text}:
+
+    <|im_start|>user\\nWho lost the kite?<|im_end|>\\n
+    <|im_start|>assistant\\nMei.<|im_end|>\\n
+                          ^^^^^^^^^^^^^^ learned: what the assistant says, and that it ends
+"""
+
+import re
+from functools import cache
+
+from support.tokenizer_files import chat_template_of
+
+GUARD = "\ue000"  # parts what looks like a special token in a message, so that it stays text
+MARKS = "<|im_start|>", "<|im_end|>"
+
+
+def written(messages, tokenizer, answering=False):
+    """A conversation as text; `answering`: up to where the assistant is to speak next.
+
+    Raises ValueError for what the model's template refuses, such as two users in a row.
+    """
+    import jinja2
+
+    special = {i: text for text, i in tokenizer.special_tokens.items()}
+    guarded = [
+        {**message, "content": shielded(message["content"], special.values())}
+        for message in messages
+    ]
+    try:
+        return compiled(chat_template_of(tokenizer)).render(
+            messages=guarded,
+            add_generation_prompt=answering,
+            bos_token=special.get(tokenizer.bos, ""),
+            eos_token=special.get(tokenizer.eot, ""),
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+
+
+@cache
+def compiled(template):
+    """A chat template ready to be filled in; what it can do is confined to that."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message):
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)
+
+
+def shielded(text, special):
+    """The text, in which no special token can be found any more."""
+    for mark in special:
+        text = text.replace(mark, mark[0] + GUARD + mark[1:])
+    return text
+
+
+def tokens_of(text, tokenizer):
+    """The tokens of a text in which special tokens stand for themselves."""
+    marks = sorted(tokenizer.special_tokens, key=len, reverse=True)
+    tokens = []
+    for part in re.split("(" + "|".join(map(re.escape, marks)) + ")", text):
+        if part in tokenizer.special_tokens:
+            tokens.append(tokenizer.special_tokens[part])
+        elif part:
+            tokens += tokenizer.encode(part.replace(GUARD, "")).tolist()
+    return tokens
+
+
+def opening(messages, tokenizer):
+    """The tokens of a conversation in which the assistant is to speak next."""
+    return tokens_of(written(messages, tokenizer, answering=True), tokenizer)
+
+
+def conversation(messages, tokenizer):
+    """[(tokens, whether each is learned)]: one pair, or one for each answer of the assistant's.
+
+    These are apart where the template writes what was said earlier in another way than what is
+    said now, as Qwen 3 does with thoughts.
+    """
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    whole = written(messages, tokenizer)
+    spans = []
+    for i in answers:
+        before = written(messages[:i], tokenizer, answering=True)
+        after = written(messages[: i + 1], tokenizer)
+        if not (after.startswith(before) and whole.startswith(after)):
+            if i == answers[-1]:
+                raise ValueError("the model's chat template does not say where an answer begins")
+            return [pair for j in answers for pair in conversation_to(messages, j, tokenizer)]
+        spans.append((len(before), len(after)))
+    return [with_learned(whole, spans, tokenizer)]
+
+
+def conversation_to(messages, i, tokenizer):
+    """The conversation up to the answer number `i`, of which that alone is learned."""
+    before = written(messages[:i], tokenizer, answering=True)
+    text = written(messages[: i + 1], tokenizer)
+    if not text.startswith(before):
+        raise ValueError("the model's chat template does not say where an answer begins")
+    return [with_learned(text, [(len(before), len(text))], tokenizer)]
+
+
+def with_learned(text, spans, tokenizer):
+    """(tokens, learned) of a text; learned are its spans, each up to its last special token."""
+    special = set(tokenizer.special_tokens.values())
+    tokens, learned, place = [], [], 0
+    for start, end in spans:
+        aside, said = tokens_of(text[place:start], tokenizer), tokens_of(text[start:end], tokenizer)
+        marks = [i for i, token in enumerate(said) if token in special]
+        ends = marks[-1] + 1 if marks else len(said)
+        tokens += aside + said
+        learned += [False] * len(aside) + [True] * ends + [False] * (len(said) - ends)
+        place = end
+    rest = tokens_of(text[place:], tokenizer)
+    return tokens + rest, learned + [False] * len(rest)
+
+
+def end_of_turn(tokenizer):
+    """The token with which the assistant ends what it says; None: the template has no such mark."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tokens, learned = conversation(messages, tokenizer)[-1]
+    last = max(i for i, is_learned in enumerate(learned) if is_learned)
+    return tokens[last] if tokens[last] in tokenizer.special_tokens.values() else None

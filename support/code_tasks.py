@@ -1,0 +1,116 @@
+"""Examples to fine-tune on from Python files: what a function does, and where it belongs.
+
+docstring    {"prompt": a function without its docstring + "\n\nDocstring:", "completion": ...}
+module       {"text": a function, "label": the module or package that it is from}
+"""
+
+import ast
+import re
+import warnings
+from collections import Counter
+from hashlib import blake2b
+from textwrap import dedent
+from typing import NamedTuple
+
+QUESTION = "\n\nDocstring:"
+MOST_CHARACTERS = 600  # of a function, so that it fits a small context
+MOST_IN_SENTENCE = 100
+MODULES = 12  # the label of `module`: those with most functions
+MOST_OF_MODULE = 300
+SPLITS = {"train": 85, "val": 5, "test": 10}  # percent
+SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+
+
+class Function(NamedTuple):
+    """A function as it is written, and without the docstring that it may have."""
+
+    file: str
+    source: str
+    undocumented: str
+    docstring: str
+
+
+def code_tasks(files, root):
+    """{task: {split: examples}} of the functions in these files below the folder `root`."""
+    functions = []
+    for file in files:
+        functions += functions_in(file, file.relative_to(root).as_posix())
+    distinct = list({function.undocumented: function for function in functions}.values())
+    return {"docstring": docstrings(distinct), "module": modules(distinct)}
+
+
+def functions_in(file, name):
+    """The Functions of a file that are short enough; none if this Python cannot parse it."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that were once allowed
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return []
+    # Not splitlines, which also ends a line where Python does not, as at a form feed.
+    lines = re.sub(r"\r\n?", "\n", text).split("\n")
+    functions = [read_function(node, lines, name) for node in definitions(tree)]
+    return [function for function in functions if len(function.source) <= MOST_CHARACTERS]
+
+
+def definitions(node):
+    """The functions and methods in a module or class, but for those inside of functions."""
+    for inner in node.body:
+        if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield inner
+        elif isinstance(inner, ast.ClassDef):
+            yield from definitions(inner)
+
+
+def read_function(node, lines, file):
+    """The Function of a node of the syntax tree."""
+    first, last = node.lineno - 1, node.end_lineno
+    source = dedent("\n".join(lines[first:last]))
+    docstring = ast.get_docstring(node) or ""
+    if not docstring or len(node.body) == 1:
+        return Function(file, source, source, "")
+    start, end = node.body[0].lineno - 1, node.body[0].end_lineno
+    if start == first or node.body[1].lineno == end:  # it shares a line with code
+        return Function(file, source, source, "")
+    undocumented = dedent("\n".join(lines[first:start] + lines[end:last]))
+    return Function(file, source, undocumented, docstring)
+
+
+def docstrings(functions):
+    """{split: examples}: functions and the first sentence on them, split by file."""
+    splits = {split: [] for split in SPLITS}
+    for function in functions:
+        sentence = first_sentence(function.docstring)
+        if sentence and len(sentence) <= MOST_IN_SENTENCE and "->" not in sentence:
+            example = {"prompt": function.undocumented + QUESTION, "completion": " " + sentence}
+            splits[split_of(function.file)].append(example)
+    return splits
+
+
+def first_sentence(docstring):
+    """The first sentence of a docstring, on one line."""
+    paragraph = docstring.strip().split("\n\n")[0]
+    return SENTENCE_END.split(" ".join(paragraph.split()))[0]
+
+
+def modules(functions):
+    """{split: examples}: functions and the top-level module or package of each."""
+    labels = [function.file.split("/")[0].removesuffix(".py") for function in functions]
+    largest = {label for label, _ in Counter(labels).most_common(MODULES)}
+    splits, made = {split: [] for split in SPLITS}, Counter()
+    for function, label in zip(functions, labels):
+        made[label] += 1
+        if label in largest and made[label] <= MOST_OF_MODULE:
+            example = {"text": function.source, "label": label}
+            splits[split_of(function.source)].append(example)
+    return splits
+
+
+def split_of(text):
+    """The split that a file or function belongs to, by the hash of what it is called or says."""
+    number = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % 100
+    for split, percent in SPLITS.items():
+        if number < percent:
+            return split
+        number -= percent

@@ -1,0 +1,61 @@
+"""Learning from a larger model: not only what is right, but how likely it finds all the others."""
+
+import torch
+from torch.nn import functional as F
+
+from model import IGNORED
+from support.checkpoint import load_model
+
+
+def taught_by(model, teacher, config):
+    """The model, whose loss in training is from now on also about the teacher's scores.
+
+    (1 - w) · cross-entropy + w · T² · KL(teacher || model), both softened by the temperature T
+    (Hinton et al., 2015, arXiv:1503.02531), over the targets that count.
+    """
+    plain, T, w = model.forward, config.teacher_temperature, config.teacher_weight
+    teacher.requires_grad_(False)
+
+    def forward(inputs, targets=None, cache=None, segments=None, label_smoothing=0.0):
+        if targets is None or not model.training:
+            return plain(inputs, targets, cache, segments, label_smoothing)
+        counts = targets != IGNORED
+        with torch.no_grad():
+            theirs, _ = teacher(inputs, segments=segments)
+        ours, _ = plain(inputs, segments=segments)
+        n = min(ours.size(-1), theirs.size(-1))  # one may have rows to spare
+        ours, theirs = ours[counts].float(), theirs[counts][:, :n].float()  # (N, V)
+        n_targets = max(1, len(ours))
+        right = F.cross_entropy(
+            ours, targets[counts], reduction="sum", label_smoothing=label_smoothing
+        )
+        alike = F.kl_div(
+            (ours[:, :n] / T).log_softmax(dim=1),
+            (theirs / T).log_softmax(dim=1),
+            reduction="sum",
+            log_target=True,
+        )
+        return None, ((1 - w) * right + w * T**2 * alike) / n_targets
+
+    model.forward = forward
+    return model
+
+
+def load_teacher(config, start, world):
+    """The teacher, checked to score the same tokens or labels as the model."""
+    teacher, theirs, checkpoint = load_model(config.teacher, world.device)
+    known, needed = (checkpoint.get("task") or {}).get("labels") or [], start.task.labels
+    if list(needed) != list(known):
+        raise SystemExit(
+            f"teacher={config.teacher} knows the labels {', '.join(known) or '(none)'}, these "
+            f"examples have {', '.join(needed) or '(none)'}: fine-tune it on them first"
+        )
+    ours = start.about["tokenizer"]
+    if theirs and theirs.to_dict() | {"eot": 0} != ours | {"eot": 0}:
+        raise SystemExit(f"teacher={config.teacher} knows other tokens than {config.init_from}")
+    if teacher.config.block_size < config.block_size:
+        raise SystemExit(
+            f"teacher={config.teacher} sees {teacher.config.block_size} tokens at a time; "
+            f"type --block_size={teacher.config.block_size}"
+        )
+    return teacher

@@ -1,0 +1,302 @@
+"""Files of examples to fine-tune on: read, checked line by line, and split.
+
+    a line of JSON                                                     task
+    {"text": …}                                                        text
+    {"prompt": …, "completion": …}                                     completion
+    {"instruction": …, "input": …, "output": …}   as in Alpaca         completion, chat
+    {"messages": [{"role": …, "content": …}, …]}                       chat
+    {"text": …, "label": …}                       or CSV, TSV          classification
+    {"tokens": […], "tags": […]}                  or columns (CoNLL)   tagging
+
+A .json file holds a list of such objects. Whatever is wrong with a line ends the program with the
+name of the file and the number of the line, before any training.
+"""
+
+import csv
+import json
+from hashlib import blake2b
+from pathlib import Path
+
+ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
+ALPACA_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+ROLES = "system", "user", "assistant"
+SPLITS = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation", "dev", "testa"),
+    "test": ("test", "testb"),
+}
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".txt": "conll",
+}
+# Of other ways to mark where an entity begins and ends (BILOU, BIOES), what BIO says instead.
+IN_BIO = {"S": "B", "U": "B", "E": "I", "L": "I"}
+
+
+def open_examples(path, task, format="auto", fields=(), val_fraction=0.1):
+    """{"train": lines, "val": lines, "test": lines} of a file, or of a folder with a file each.
+
+    A line is a dict of the fields that `task` reads. What is one file is split by the hash of its
+    lines, so that equal ones stay together. fields are pairs `text=message`: what a file calls its
+    own. Exits with a message where something is wrong.
+    """
+    path = Path("data") / path if (Path("data") / path).exists() else Path(path)
+    if not path.exists():
+        near = f"; {path.parent} holds {listing(path.parent)}" if path.parent.is_dir() else ""
+        raise SystemExit(f"dataset={path}: there is no such file or folder{near}")
+    renamed = dict(pair_in(pair) for pair in fields)
+    files = files_in(path) if path.is_dir() else {"train": path}
+    found = {
+        split: checked(file, task, format, renamed) if file else [] for split, file in files.items()
+    }
+    if "val" not in found or not found["val"]:
+        shares = (val_fraction, 0.0 if found.get("test") else val_fraction)
+        found |= split_by_hash(found["train"], shares, found.get("test"), path)
+    found["test"] = found.get("test") or found["val"]
+    return found
+
+
+def listing(folder):
+    """The first names in a folder, for a message."""
+    return ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+
+
+def pair_in(pair):
+    """(our name, theirs) of `text=message`."""
+    ours, equals, theirs = pair.partition("=")
+    if not equals:
+        raise SystemExit(f"fields={pair}: expected OURS=THEIRS, as in --fields text=message")
+    return ours, theirs
+
+
+def files_in(folder):
+    """The file of each split in a folder, {"train": path, …}."""
+    found = {}
+    for split, names in SPLITS.items():
+        for file in sorted(folder.iterdir()):
+            stem = file.name.split(".")[-2] if file.suffix else ""
+            ending = file.suffix.removeprefix(".")  # CoNLL's own files are called eng.testa
+            known = file.suffix in FORMATS and stem in names
+            if split not in found and file.is_file() and (known or ending in names):
+                found[split] = file
+    if "train" not in found:
+        raise SystemExit(
+            f"dataset={folder}: expected in it a file train.jsonl (or .json .csv .tsv .conll .txt) "
+            f"and perhaps val and test; it holds {listing(folder)}"
+        )
+    return found
+
+
+def split_by_hash(lines, shares, test, path):
+    """{"train", "val", "test"}: shares of the lines by hash, equal ones always together."""
+    keys = [hash_of(line) for line in lines]
+    ranked = sorted(set(keys))
+    n_val, n_test = (max(1, round(share * len(ranked))) if share else 0 for share in shares)
+    if len(ranked) <= n_val + n_test:
+        raise SystemExit(
+            f"{path}: {len(lines)} different examples are too few for a split of their own to "
+            "validate on; give more, or a folder with train.jsonl and val.jsonl"
+        )
+    rank = {key: i for i, key in enumerate(ranked)}
+    found = {"train": [], "val": [], "test": list(test or [])}
+    for line, key in zip(lines, keys):
+        place = rank[key]
+        split = "val" if place < n_val else "test" if place < n_val + n_test else "train"
+        found[split].append(line)
+    return found
+
+
+def hash_of(line):
+    """A number that is the same for equal lines, on every machine."""
+    content = json.dumps(line, sort_keys=True).encode()
+    return blake2b(content, digest_size=8).digest()
+
+
+# -------------------------------------------------------------------------------------- reading
+
+
+def checked(file, task, format, renamed):
+    """The lines of a file as `task` takes them; exits at the first that does not fit."""
+    kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
+    if kind == "conll" and task != "tagging":
+        raise SystemExit(
+            f"{file}: columns of words and tags are for --task=tagging; "
+            f"for --task={task} expected .jsonl, .json or .csv"
+        )
+    lines = []
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            for number, record in READERS[kind](stream):
+                lines.append(line_of(record, task, renamed, f"{file}, line {number}"))
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
+    except (json.JSONDecodeError, csv.Error) as error:
+        raise SystemExit(f"{file}: not {kind} ({error})") from None
+    if not lines:
+        raise SystemExit(f"{file} holds no examples: it is empty")
+    return lines
+
+
+def json_lines(stream):
+    """(number, object) of each line that is not empty."""
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SystemExit(f"{stream.name}, line {number}: not JSON ({error})") from None
+
+
+def json_list(stream):
+    """(number, object) of a file that is one list, counted from 1."""
+    content = json.load(stream)
+    if not isinstance(content, list):
+        raise SystemExit(f"{stream.name}: expected a list of objects, [{{…}}, {{…}}]")
+    yield from enumerate(content, 1)
+
+
+def table(stream, delimiter=","):
+    """(number, {column: text}) of each row below the line with the names of the columns."""
+    rows = csv.DictReader(stream, delimiter=delimiter)
+    for row in rows:
+        yield rows.line_num, {name: text for name, text in row.items() if name and text is not None}
+
+
+def columns(stream):
+    """(number, {"tokens", "tags"}) of each sentence: a word in each line, its tag at the end."""
+    tokens, tags, first = [], [], 1
+    for number, line in enumerate([*stream, ""], 1):
+        cells = line.split()
+        if cells and cells[0] != "-DOCSTART-":
+            if len(cells) < 2:
+                raise SystemExit(f"{stream.name}, line {number}: expected WORD TAG, found {line!r}")
+            tokens.append(cells[0])
+            tags.append(cells[-1])
+        elif tokens:
+            yield first, {"tokens": tokens, "tags": tags}
+            tokens, tags = [], []
+        first = first if tokens[1:] else number
+
+
+READERS = {
+    "jsonl": json_lines,
+    "json": json_list,
+    "csv": table,
+    "tsv": lambda stream: table(stream, "\t"),
+    "conll": columns,
+}
+
+
+# --------------------------------------------------------------------------------- what a line says
+
+
+def line_of(record, task, renamed, where):
+    """What `task` reads of a line; exits, saying `where`, if that is not there."""
+    if not isinstance(record, dict):
+        raise SystemExit(f"{where}: expected an object {{…}}, found {str(record)[:40]!r}")
+    record = record | {ours: record[theirs] for ours, theirs in renamed.items() if theirs in record}
+    return LINES[task](record, where)
+
+
+def text(record, name, where):
+    """A field that must be there and be text."""
+    if name not in record:
+        found = ", ".join(map(str, record)) or "nothing"
+        raise SystemExit(
+            f"{where}: no field {name!r}, there is {found}; a file's own names are told by "
+            f"--fields {name}=THEIRS"
+        )
+    if not isinstance(record[name], str):
+        raise SystemExit(f"{where}: {name} must be text, found {str(record[name])[:40]!r}")
+    return record[name]
+
+
+def text_line(record, where):
+    return {"text": text(record, "text", where)}
+
+
+def is_alpaca(record):
+    return "instruction" in record and "prompt" not in record and "messages" not in record
+
+
+def completion_line(record, where):
+    if is_alpaca(record):
+        parts = {"instruction": text(record, "instruction", where)}
+        parts["input"] = text({"input": "", **record}, "input", where)
+        form = ALPACA_WITH_INPUT if parts["input"] else ALPACA
+        return {"prompt": form.format(**parts), "completion": text(record, "output", where)}
+    return {name: text(record, name, where) for name in ("prompt", "completion")}
+
+
+def chat_line(record, where):
+    if is_alpaca(record):
+        asked = text(record, "instruction", where)
+        more = text({"input": "", **record}, "input", where)
+        record = {
+            "messages": [
+                {"role": "user", "content": f"{asked}\n\n{more}" if more else asked},
+                {"role": "assistant", "content": text(record, "output", where)},
+            ]
+        }
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise SystemExit(f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}')
+    for message in messages:
+        if text(message, "role", where) not in ROLES:
+            raise SystemExit(f"{where}: role={message['role']} is none of {', '.join(ROLES)}")
+        text(message, "content", where)
+    if "assistant" not in [message["role"] for message in messages]:
+        raise SystemExit(f"{where}: the assistant says nothing, so there is nothing to learn")
+    return {"messages": [{name: m[name] for name in ("role", "content")} for m in messages]}
+
+
+def classification_line(record, where):
+    label = record.get("label")
+    if isinstance(label, (int, bool)):  # numbers are labels too
+        record = record | {"label": str(label)}
+    line = {name: text(record, name, where).strip() for name in ("text", "label")}
+    if not line["label"]:
+        raise SystemExit(f"{where}: the label is empty")
+    return line
+
+
+def tagging_line(record, where):
+    tokens, tags = record.get("tokens"), record.get("tags")
+    for name, value in (("tokens", tokens), ("tags", tags)):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise SystemExit(f"{where}: {name} must be a list of texts")
+    if len(tokens) != len(tags):
+        raise SystemExit(f"{where}: {len(tokens)} tokens and {len(tags)} tags: one for each")
+    if not tokens:
+        raise SystemExit(f"{where}: no tokens")
+    for tag in tags:
+        if tag != "O" and (tag[:1] not in "BIESLU" or tag[1:2] != "-" or not tag[2:]):
+            raise SystemExit(f"{where}: the tag {tag!r} is neither O nor B-TYPE nor I-TYPE (BIO)")
+    return {"tokens": tokens, "tags": in_bio(tags)}
+
+
+def in_bio(tags):
+    """Tags of any of the usual schemes as BIO: an entity begins with B-, and goes on with I-."""
+    found, last = [], "O"
+    for tag in tags:
+        if tag != "O":
+            tag = IN_BIO.get(tag[0], tag[0]) + tag[1:]
+            begins = tag[0] == "B" or last[2:] != tag[2:]
+            tag = ("B" if begins else "I") + tag[1:]
+        found.append(tag)
+        last = tag
+    return found
+
+
+LINES = {
+    "text": text_line,
+    "completion": completion_line,
+    "chat": chat_line,
+    "classification": classification_line,
+    "tagging": tagging_line,
+}

@@ -1,0 +1,36 @@
+"""Text for models that answer with labels: of a whole text, or of each of its words."""
+
+import regex
+
+HAN = r"\p{Han}"
+WORD = regex.compile(rf"{HAN}|[\p{{L}}\p{{N}}\p{{M}}_]+(?:['’-][\p{{L}}]+)*|[^\s]")
+CLOSING = regex.compile(r"[,.!?;:%)\]}»”’。，、！？；：）》」』…]|['’]\p{L}+|n't")
+OPENING = regex.compile(r"[(\[{«“‘（《「『]")
+
+
+def words_of(text):
+    """The words, Chinese characters and punctuation marks of a text, in order."""
+    return WORD.findall(text.strip())
+
+
+def gaps(words):
+    """What stands before each word in running text: a blank or nothing."""
+    found = []
+    for last, word in zip(["", *words], words):
+        joined = not last or CLOSING.fullmatch(word) or OPENING.fullmatch(last)
+        found.append("" if joined or is_han(last) or is_han(word) else " ")
+    return found
+
+
+def is_han(word):
+    """Whether a word borders on others without a blank, as Chinese does."""
+    return bool(regex.search(rf"[{HAN}。，、！？；：”“]", word))
+
+
+def word_tokens(words, tokenizer):
+    """(tokens, where the last token of each word is among them)."""
+    tokens, ends = [], []
+    for gap, word in zip(gaps(words), words):
+        tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist()
+        ends.append(max(0, len(tokens) - 1))
+    return tokens, ends

@@ -1,0 +1,427 @@
+"""How good answers are: the task metrics of finetune.py, and what guessing would reach.
+
+Labels, tags and texts are compared here, whatever they came from; nothing knows of a model. The
+libraries for it take about a second to import, so each is imported where it is used.
+"""
+
+from collections import Counter
+from math import ceil
+from types import SimpleNamespace
+from unicodedata import east_asian_width
+from warnings import catch_warnings, filterwarnings
+
+import numpy as np
+import regex
+
+from support.files import replacing
+
+# A word, or a Chinese character, which is a token of its own; punctuation is neither.
+WORD = regex.compile(r"(?V1)\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+")
+CHINESE = regex.compile(r"\p{Han}")
+CHINESE_PAIR = regex.compile(r"\p{Han}{2}")
+
+COLUMNS = 80
+LABEL_COLUMNS = COLUMNS - 4 * 11  # of a table; the rest is for four numbers
+PICTURED_COLUMNS = 20  # of a label beside a picture
+NO_LABEL = "(none of these)"
+MOST_PROMPTS = 5000  # of the training data, to look for the most similar one
+PROMPTS_AT_ONCE = 256  # compared with all of those: 10 MB of similarities
+TAIL = 12  # words at the end of a prompt, where the question stands
+
+
+def check_pairs(gold, predicted):
+    """Nothing; raises ValueError where the answers are not one for each example."""
+    if not gold or len(gold) != len(predicted):
+        raise ValueError(
+            f"{len(predicted)} predictions for {len(gold)} examples: "
+            "expected one for each, and at least one"
+        )
+
+
+def shares(common, predicted, gold):
+    """Precision, recall and F1 from three counts; 0 where there is nothing to divide by."""
+    precision = common / predicted if predicted else 0.0
+    recall = common / gold if gold else 0.0
+    return precision, recall, 2 * common / (predicted + gold) if predicted + gold else 0.0
+
+
+def table(rows):
+    """Rows (name, precision, recall, F1, support) as text of at most 80 columns."""
+    names = [cut(row[0], LABEL_COLUMNS) for row in rows]
+    columns = max(map(width, names))
+    lines = [" " * columns + f"{'precision':>11}{'recall':>11}{'F1':>11}{'support':>11}"]
+    for name, (_, precision, recall, f1, support) in zip(names, rows):
+        numbers = f"{precision:>11.4f}{recall:>11.4f}{f1:>11.4f}{support:>11,}"
+        lines.append(name + " " * (columns - width(name)) + numbers)
+    return "\n".join(lines)
+
+
+def width(text):
+    """Columns that a text takes in a terminal: a Chinese character takes two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def cut(text, columns):
+    """As much of a text as so many columns hold, with … where something is missing."""
+    if width(text) <= columns:
+        return text
+    while width(text) > columns - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+# ---------------------------------------------------------------------------- classification
+
+
+def class_numbers(gold, predicted, labels):
+    """{"accuracy", "macro_f1", "micro_f1", "weighted_f1"} of predicted labels, from 0 to 1.
+
+    gold, predicted: lists of str; labels: all that there are. A prediction that is none of them is
+    wrong: its class misses an example, and no other class is blamed for it. In the macro average
+    each of the labels counts alike; one without an example counts 0. Raises ValueError where the
+    lists differ in length or a gold label is not in labels.
+    """
+    from sklearn.metrics import accuracy_score
+
+    gold_numbers, predicted_numbers = in_numbers(gold, predicted, labels)
+    scores = {"accuracy": float(accuracy_score(gold_numbers, predicted_numbers))}
+    for average in ("macro", "micro", "weighted"):
+        _, _, f1, _ = class_scores(gold_numbers, predicted_numbers, labels, average)
+        scores[f"{average}_f1"] = float(f1)
+    return scores
+
+
+def class_report(gold, predicted, labels):
+    """A table of each class and of the averages, as text of at most 80 columns.
+
+    The classes are numbered, as in a confusion matrix whose picture cannot show their names.
+    """
+    gold_numbers, predicted_numbers = in_numbers(gold, predicted, labels)
+    digits = len(str(len(labels)))
+    names = [f"{number:>{digits}} {label}" for number, label in enumerate(labels, start=1)]
+    rows = list(zip(names, *class_scores(gold_numbers, predicted_numbers, labels)))
+    for average in ("macro", "micro", "weighted"):
+        precision, recall, f1, _ = class_scores(gold_numbers, predicted_numbers, labels, average)
+        rows.append((f"{average} average", precision, recall, f1, len(gold)))
+    right = sum(a == b for a, b in zip(gold, predicted))
+    lines = [table(rows), f"accuracy {right / len(gold):.4f}: {right:,} of {len(gold):,} are right"]
+    unknown = [text for text, number in zip(predicted, predicted_numbers) if number == len(labels)]
+    if unknown:
+        start = f"predictions that are none of the labels: {len(unknown):,}, such as "
+        lines.append(start + cut(repr(unknown[0]), COLUMNS - len(start)))
+    return "\n".join(lines)
+
+
+def in_numbers(gold, predicted, labels):
+    """Both lists of labels as lists of their numbers; any other prediction is len(labels)."""
+    check_pairs(gold, predicted)
+    number = {label: n for n, label in enumerate(labels)}
+    strangers = sorted(set(gold) - set(labels))
+    if strangers:
+        raise ValueError(f"the label {strangers[0]!r} of an example is not among {labels}")
+    return [number[text] for text in gold], [number.get(text, len(labels)) for text in predicted]
+
+
+def class_scores(gold, predicted, labels, average=None):
+    """scikit-learn's precision, recall, F1 and support: of each class, or an average of them."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    classes = range(len(labels))
+    return precision_recall_fscore_support(
+        gold, predicted, labels=classes, average=average, zero_division=0
+    )
+
+
+def draw_confusion(path, gold, predicted, labels):
+    """Draw how often each label (a row) was taken for each (a column), as a PNG file.
+
+    Where no font on this machine has the letters of the labels, their numbers in class_report stand
+    in their place. Predictions that are none of the labels get a column of their own.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # draws without a screen
+    from matplotlib import pyplot
+
+    counts = confusion(gold, predicted, labels)
+    rows, columns = counts.shape
+    font = font_for("".join(labels) + NO_LABEL + "…")
+    names = [cut(label, PICTURED_COLUMNS) for label in labels]
+    if font is None:
+        names = [str(number) for number in range(1, rows + 1)]
+    names += [NO_LABEL] * (columns - rows)
+    inches = 2.5 + 0.5 * columns, 2 + 0.5 * rows
+    figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if parts[row, column] > 0.5 else "black" if count else "0.75"
+        axes.text(column, row, count, color=color, size=9, ha="center", va="center")
+    upright = {"rotation": 90} if max(map(width, names)) > 3 else {}
+    as_written = {"parse_math": False, "fontproperties": font, "size": 9}  # $ is no formula here
+    axes.set_xticks(range(columns), names, **as_written, **upright)
+    axes.set_yticks(range(rows), names[:rows], **as_written)
+    axes.set(xlabel="predicted", ylabel="gold")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def confusion(gold, predicted, labels):
+    """How often each label was taken for each: (labels, labels), one column more for no label."""
+    gold_numbers, predicted_numbers = in_numbers(gold, predicted, labels)
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=int)
+    np.add.at(counts, (gold_numbers, predicted_numbers), 1)
+    return counts if counts[:, -1].any() else counts[:, :-1]
+
+
+def font_for(text):
+    """A font that has all characters of a text, matplotlib's own if it can be; None: there is none.
+
+    The files are asked, not matplotlib's list: it was kept when some of them were not there yet.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, findSystemFonts
+    from matplotlib.ft2font import FT2Font
+
+    def plainness(path):
+        return [style in path for style in ("Bold", "Italic", "Light", "Thin", "Serif")], path
+
+    for path in [findfont(FontProperties()), *sorted(findSystemFonts(), key=plainness)]:
+        try:
+            font = FT2Font(path)
+        except (OSError, RuntimeError):  # not every file that is called a font is one
+            continue
+        if font.scalable and all(font.get_char_index(ord(character)) for character in text):
+            return FontProperties(fname=path)
+    return None
+
+
+# ----------------------------------------------------------------------------------- tagging
+
+
+def entities(tags):
+    """The entities of a BIO sequence as (type, start, end): they are the tokens [start:end].
+
+    Counted as CoNLL's evaluation does (Tjong Kim Sang & Buchholz 2000, conlleval): an I- that
+    follows O or another type begins an entity, too.
+    """
+    found, kind, start = [], None, 0
+    for place, tag in enumerate([*tags, "O"]):
+        position, _, named = tag.partition("-")
+        if position == "I" and named == kind:
+            continue
+        if kind is not None:
+            found.append((kind, start, place))
+        kind, start = (named if position in ("B", "I") else None), place
+    return found
+
+
+def entity_numbers(gold, predicted):
+    """{"entity_precision", "entity_recall", "entity_f1"} over all entities, from 0 to 1.
+
+    gold, predicted: lists of sequences of tags. An entity is right if its type and both ends are.
+    Raises ValueError where the sequences are not of the same lengths.
+    """
+    totals = [counts.total() for counts in entity_counts(gold, predicted)]
+    return dict(zip(("entity_precision", "entity_recall", "entity_f1"), shares(*totals)))
+
+
+def entity_report(gold, predicted):
+    """A table of each type of entity and of all together, as text of at most 80 columns."""
+    right, said, there = entity_counts(gold, predicted)
+    rows = [
+        (kind, *shares(right[kind], said[kind], there[kind]), there[kind])
+        for kind in sorted(said | there)
+    ]
+    totals = [counts.total() for counts in (right, said, there)]
+    rows.append(("micro average", *shares(*totals), there.total()))
+    return table(rows)
+
+
+def entity_counts(gold, predicted):
+    """Three Counters of types: entities that are right, that were predicted, that are there."""
+    check_pairs(gold, predicted)
+    right, said, there = Counter(), Counter(), Counter()
+    for number, (tags, guesses) in enumerate(zip(gold, predicted)):
+        if len(tags) != len(guesses):
+            raise ValueError(f"sequence {number}: {len(guesses)} tags for {len(tags)} tokens")
+        ours, theirs = set(entities(guesses)), set(entities(tags))
+        right.update(kind for kind, _, _ in ours & theirs)
+        said.update(kind for kind, _, _ in ours)
+        there.update(kind for kind, _, _ in theirs)
+    return right, said, there
+
+
+# -------------------------------------------------------------------------------------- text
+
+
+def words(text):
+    """The words of a text in lower case, without punctuation; each Chinese character is one."""
+    return WORD.findall(text.lower())
+
+
+def text_numbers(references, predictions):
+    """How much the answers are like the references, two lists of str whose blank ends don't count.
+
+    exact_match, token_f1 (SQuAD's, arXiv:1606.05250, on `words`), rouge1, rouge2, rougeL (F1) from
+    0 to 1, a mean over the examples; bleu and chrf from 0 to 100, of all as one text (sacrebleu's,
+    bleu is 0 where no answer shares four words in a row). Where a reference has several lines also
+    line_f1, over all lines of all examples, in whatever order. Raises ValueError where the lists
+    differ in length.
+    """
+    check_pairs(references, predictions)
+    pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(references, predictions)]
+    numbers = {
+        "exact_match": sum(reference == answer for reference, answer in pairs) / len(pairs),
+        "token_f1": sum(token_f1(*pair) for pair in pairs) / len(pairs),
+        **bleu_and_chrf(pairs),
+        **rouge(pairs),
+    }
+    if any("\n" in reference for reference, _ in pairs):
+        numbers["line_f1"] = line_f1(pairs)
+    return numbers
+
+
+def token_f1(reference, answer):
+    """F1 of the words that two texts share; two texts without a word are alike."""
+    ours, theirs = words(answer), words(reference)
+    if not ours and not theirs:
+        return 1.0
+    common = (Counter(ours) & Counter(theirs)).total()
+    return shares(common, len(ours), len(theirs))[-1]
+
+
+def line_f1(pairs):
+    """F1 of the lines that references and answers share, over all pairs."""
+    totals = np.zeros(3, dtype=int)
+    for pair in pairs:
+        theirs, ours = (Counter(filter(None, map(str.strip, text.splitlines()))) for text in pair)
+        totals += (ours & theirs).total(), ours.total(), theirs.total()
+    return float(shares(*totals)[-1])
+
+
+def bleu_and_chrf(pairs):
+    """sacrebleu's scores of pairs (reference, answer); Chinese is cut into characters for bleu."""
+    import sacrebleu
+
+    references, answers = map(list, zip(*pairs))
+    tokenizer = "zh" if any(map(CHINESE.search, references)) else "13a"
+    bleu = sacrebleu.corpus_bleu(answers, [references], tokenize=tokenizer, force=True)
+    return {"bleu": bleu.score, "chrf": sacrebleu.corpus_chrf(answers, [references]).score}
+
+
+def rouge(pairs):
+    """The mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of pairs (reference, answer), on `words`."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(names, tokenizer=SimpleNamespace(tokenize=words))
+    scores = [scorer.score(*pair) for pair in pairs]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in names}
+
+
+# ------------------------------------------------------------------ what guessing would reach
+
+
+def commonest(things):
+    """The one that is there most often; of several the first."""
+    return Counter(things).most_common(1)[0][0]
+
+
+def bag(text):
+    """Words and pairs of Chinese characters of a text; something also where there are none."""
+    return words(text) + CHINESE_PAIR.findall(text, overlapped=True) or [""]
+
+
+def ending(text):
+    """The last words of a text, where a prompt asks its question."""
+    return words(text)[-TAIL:] or [""]
+
+
+def guessed_classes(train, test):
+    """Labels for test by two simple ways: {name of the way: list of str}.
+
+    train, test: lists of {"text", "label"}; the labels of test are not looked at.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    labels = [example["label"] for example in train]
+    by_count = by_words = [commonest(labels)] * len(test)
+    if len(set(labels)) > 1 and test:
+        counter = CountVectorizer(analyzer=bag)
+        seen = counter.fit_transform([example["text"] for example in train])
+        with catch_warnings():  # few examples of many classes are no regression
+            filterwarnings("ignore", "The number of unique classes", UserWarning)
+            classifier = LogisticRegression(max_iter=10_000).fit(seen, labels)
+        unseen = counter.transform([example["text"] for example in test])
+        by_words = classifier.predict(unseen).tolist()
+    return {"the commonest label": by_count, "bag of words": by_words}
+
+
+def guessed_answers(train, test):
+    """Answers for test by three simple ways: {name of the way: list of str}.
+
+    train, test: lists of {"prompt", "completion"}; the completions of test are not looked at. Of
+    more than 5,000 prompts to compare with, evenly spaced ones are taken.
+    """
+    some = train[:: ceil(len(train) / MOST_PROMPTS)]
+    prompts = [example["prompt"] for example in test]
+    nearest = most_similar([example["prompt"] for example in some], prompts)
+    return {
+        "the commonest answer": [commonest(example["completion"] for example in train)] * len(test),
+        "a copy of the prompt": prompts,
+        "the answer of the most similar prompt": [some[n]["completion"] for n in nearest],
+    }
+
+
+def most_similar(known, texts):
+    """For each text the place of the known one most like it, as a whole and at its end alike."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.metrics.pairwise import linear_kernel
+
+    views = TfidfVectorizer(analyzer=bag), TfidfVectorizer(analyzer=ending)
+    ours = hstack([view.fit_transform(known) for view in views], format="csr")
+    places = []
+    for start in range(0, len(texts), PROMPTS_AT_ONCE):
+        part = texts[start : start + PROMPTS_AT_ONCE]
+        theirs = hstack([view.transform(part) for view in views], format="csr")
+        places += linear_kernel(theirs, ours).argmax(axis=1).tolist()
+    return places
+
+
+def guessed_tags(train, test):
+    """Tags for test by three simple ways: {name of the way: list of sequences of tags}.
+
+    train, test: lists of {"tokens", "tags"}; the tags of test are not looked at. A token that was
+    not seen between such neighbours gets its commonest tag, and one never seen gets O.
+    """
+    alone, between = commonest_tags(train, 0), commonest_tags(train, 1)
+    by_token, by_neighbours = [], []
+    for example in test:
+        tags = [alone.get(seen, "O") for seen in windows(example["tokens"], 0)]
+        seen_between = windows(example["tokens"], 1)
+        by_token.append(tags)
+        by_neighbours.append([between.get(seen, tag) for seen, tag in zip(seen_between, tags)])
+    return {
+        "no entity": [["O"] * len(tags) for tags in by_token],
+        "each token's commonest tag": by_token,
+        "the commonest tag between the same neighbours": by_neighbours,
+    }
+
+
+def commonest_tags(examples, reach):
+    """{a token with its neighbours up to so far: the tag it has most often}."""
+    counts = Counter(
+        pair
+        for example in examples
+        for pair in zip(windows(example["tokens"], reach), example["tags"])
+    )
+    return {seen: tag for (seen, tag), _ in reversed(counts.most_common())}  # the commonest is last
+
+
+def windows(tokens, reach):
+    """Each token with as many on either side, as tuples; None stands beyond the ends."""
+    padded = [None] * reach + list(tokens) + [None] * reach
+    return list(zip(*(padded[start:] for start in range(2 * reach + 1))))

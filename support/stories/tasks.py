@@ -1,0 +1,351 @@
+"""Examples to fine-tune on, with answers that are right by construction: seven tasks.
+
+A story knows who gave what to whom, where things are, how it ends, what it is called and how the
+other language tells it. Each maker below turns a story into one example of its task, or into None
+where the story does not lend itself to one.
+
+    qa, title, relations, translation    {"prompt": ..., "completion": ...}
+    mood                                 {"text": ..., "label": "happy" or "sad"}
+    entities                             {"tokens": [...], "tags": [...]}
+    chat                                 {"messages": [{"role": ..., "content": ...}, ...]}
+
+A prompt and its completion are one text as they stand, so a completion in English begins with a
+space unless it begins a line.
+"""
+
+import re
+from collections import Counter
+from functools import cache, lru_cache
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+from zlib import crc32
+
+from .lexicon import lexicon
+from .screenplay import plots
+from .story import generate
+
+SIZES = {"train": 2000, "val": 200, "test": 400}  # examples of each task
+SHARES = {"mood": 0.5, "chat": 0.5}  # of SIZES: not every story suits these tasks
+FEWEST = 20  # of them in a split, however small the corpus
+TITLE = {"en": "\n\nTitle:", "zh": "\n\n标题："}
+ANSWER = {"en": "\n\nQuestion: {}\nAnswer:", "zh": "\n\n问：{}\n答："}
+RELATIONS = {"en": "\n\nWho did what to whom?\n", "zh": "\n\n谁对谁做了什么？\n"}
+TRANSLATION = {"en": "\n\nChinese:", "zh": "\n\n英文："}
+ABOUT = {"en": "Who is the story about?", "zh": "这个故事讲的是谁？"}
+REQUESTS = {
+    "en": (
+        "Tell me a story about {hero} and {key}.",
+        "Can you tell me a story about {hero} and {key}?",
+        "I want a story about {hero} and {key}.",
+        "A story about {hero} and {key}, please.",
+    ),
+    "zh": (
+        "给我讲一个关于{hero}和{key}的故事。",
+        "能讲一个{hero}和{key}的故事吗？",
+        "我想听一个关于{hero}和{key}的故事。",
+        "请讲一个故事，里面有{hero}和{key}。",
+    ),
+}
+TOKEN = {"en": re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s\b|[^\sA-Za-z]"), "zh": re.compile(r"\S")}
+# What an entity is tagged as: its part in the story or else its type. Which name is the hero's and
+# which thing matters is not to be seen from the word alone.
+TAGS_OF_ROLES = {"hero": "HERO", "key": "KEY"}
+TAGS_OF_TYPES = {"person": "PERSON", "animal": "ANIMAL", "object": "THING", "place": "PLACE"}
+LIVING = {"person", "animal"}
+PRONOUN = re.compile(r"\b(?:he|she|his|her|him)\b|[他她]", re.IGNORECASE)
+PLOTS_KEPT_BACK_ONE_IN = 3  # to see whether moods were understood
+# A story with the turns around it shall fit a context of 256 tokens, at some four bytes each.
+CHAT_BYTES, TURN_BYTES = 730, 80
+MOST_BEATS, MOST_EVENTS = 3, 3  # of an excerpt whose relations are asked for
+
+
+def story_tasks(seed, language=None, share=1.0):
+    """{task: {split: examples}} from stories of both languages, or of one.
+
+    val and test have held-out stories, none of them the same. `share` of SIZES are made.
+    """
+    seed = crc32(f"tasks {seed}".encode())  # for stories that the corpus of this seed lacks
+    held_out = generate(seed, True, language)
+    stories = {"train": generate(seed, False, language), "val": held_out, "test": held_out}
+    splits = {}
+    for split, size in SIZES.items():
+        random = Random(crc32(f"{seed} {split}".encode())).random
+        splits[split] = examples_of(stories[split], max(FEWEST, round(size * share)), random)
+    return {task: {split: splits[split][task] for split in SIZES} for task in MAKERS}
+
+
+def examples_of(stories, number, random):
+    """{task: examples}, so many of each task, from the next of the stories."""
+
+    def pick(options):
+        return options[int(random() * len(options))]
+
+    made, counts = {task: [] for task in MAKERS}, Counter()
+    wanted = {task: round(number * SHARES.get(task, 1)) for task in MAKERS}
+    while unfinished := [task for task in MAKERS if len(made[task]) < wanted[task]]:
+        story = next(stories)
+        for task in unfinished:
+            example = MAKERS[task](story, pick, counts)
+            made[task] += [example] if example else []
+    return made
+
+
+# -------------------------------------------------------------------------------------- questions
+
+
+class Form(NamedTuple):
+    """A way to ask for one field of an event, given others."""
+
+    asked: str
+    kind: str
+    wording: dict  # language -> template
+    given: tuple  # the fields that the templates name
+
+
+@cache
+def forms_of_questions():
+    """{verb: Forms}, read from questions.txt."""
+    text = (Path(__file__).parent / "questions.txt").read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
+    forms = {}
+    for heading, en, zh in zip(lines[::3], lines[1::3], lines[2::3]):
+        verb, asked, kind = heading.split()
+        given = tuple(re.findall(r"\{(\w+)\}", en))
+        forms.setdefault(verb, []).append(Form(asked, kind, {"en": en, "zh": zh}, given))
+    return forms
+
+
+@lru_cache(maxsize=1)  # two tasks ask about the same story
+def questions(story):
+    """[(kind, question, answer)]: all that can be asked of a story and has one right answer."""
+    language = story.language
+    entities = {entity.name: entity for entity in story.entities}
+    found = {ABOUT[language]: ("hero", story_names(story, "hero"))}
+    for event in story.events:
+        for form in forms_of_questions().get(event.verb, ()):
+            if has_one_answer(form, event, story, entities):
+                given = {
+                    field: mention(getattr(event, field), entities, story) for field in form.given
+                }
+                answer = getattr(event, form.asked)
+                answer = at_place(answer) if form.asked == "place" else answer
+                found[form.wording[language].format(**given)] = (form.kind, answer)
+    return [
+        (kind, question, answer)
+        for question, (kind, answer) in found.items()
+        if answer not in question
+    ]
+
+
+def has_one_answer(form, event, story, entities):
+    """Whether an event can be asked about in this way, and the story leaves no doubt."""
+    given = [getattr(event, field) for field in form.given]
+    if not all((getattr(event, form.asked), *given)):
+        return False
+    if form.kind == "colour":
+        return entities[event.subject].role == "key"
+    if form.kind == "owner" and not is_last_of_key(event, story, entities):
+        return False
+    alike = [
+        other
+        for other in story.events
+        if other.verb == event.verb and [getattr(other, field) for field in form.given] == given
+    ]
+    answers = {getattr(other, form.asked) for other in alike}
+    return len(answers) == 1 and all(
+        is_plain(form.asked, other, story, entities) for other in alike
+    )
+
+
+def is_last_of_key(event, story, entities):
+    """Whether an event is the last of the thing that the story is about."""
+    last = [other for other in story.events if event.object in other][-1]
+    return last == event and entities[event.object].role == "key"
+
+
+def is_plain(asked, event, story, entities):
+    """Whether the sentence of an event names the answer, and nothing else that could be it.
+
+    A pronoun is as good as a name where the answer is the hero.
+    """
+    answer = entities.get(getattr(event, asked))
+    if answer is None or (asked == "place") != (at_place(answer.name) is not None):
+        return False
+    group = LIVING if answer.type in LIVING else {answer.type}
+    named = {
+        name
+        for name, entity in entities.items()
+        if entity.type in group
+        and any(event.start <= start < event.end for start, _ in entity.spans)
+    }
+    told_of = {name for other in story.events if other.start == event.start for name in other[:5]}
+    told = answer.name in named or (
+        answer.role == "hero" and PRONOUN.search(story.text, event.start, event.end)
+    )
+    return bool(told) and named <= told_of
+
+
+def mention(name, entities, story):
+    """How a question names somebody or something."""
+    if story.language == "zh":
+        of_hero = story_names(story, "hero") + "的"
+    else:
+        of_hero = story_names(story, "hero") + "'s "
+    if at_place(name):
+        return at_place(name)
+    if entities[name].role.startswith("family"):
+        return of_hero + name
+    is_name = nouns_by_name()[name] in lexicon().names
+    return name if is_name or story.language == "zh" else "the " + name
+
+
+def at_place(name):
+    """The name of a place with what says that one is there: "in the park"; None of other things."""
+    word = nouns_by_name()[name]
+    if not word.at:
+        return None
+    return word.at + name if name == word.en else name + word.within
+
+
+def story_names(story, role):
+    """The name of who or what plays a role."""
+    return next(entity.name for entity in story.entities if entity.role == role)
+
+
+@cache
+def nouns_by_name():
+    """The nouns of the world by their names in both languages."""
+    nouns = lexicon().nouns.values()
+    return {word.en: word for word in nouns} | {word.zh: word for word in nouns}
+
+
+# ------------------------------------- the tasks: an example of a story, or None
+
+
+def qa(story, pick, counts):
+    """A story and a question, of a kind that was asked least often so far."""
+    question, answer = ask(questions(story), pick, counts)
+    return completion(story.text + ANSWER[story.language].format(question), answer, story.language)
+
+
+def ask(choice, pick, counts):
+    """(question, answer), one of a choice of questions; its kind is counted."""
+    fewest = min(counts[kind] for kind, _, _ in choice)
+    kind, question, answer = pick([asked for asked in choice if counts[asked[0]] == fewest])
+    counts[kind] += 1
+    return question, answer
+
+
+def completion(prompt, text, language):
+    """The example of a prompt and what continues it on the same line."""
+    return {"prompt": prompt, "completion": " " * (language == "en") + text}
+
+
+def title(story, pick, counts):
+    """A story and its title."""
+    return completion(story.text + TITLE[story.language], story.title, story.language)
+
+
+def mood(story, pick, counts):
+    """A story up to its ending, and how it ends: as many happy ones as sad ones.
+
+    The plots of val and test are not those of train. Else the words of a plot would decide.
+    """
+    names = [plot.name for plot in plots()]
+    is_kept_back = names.index(story.plot) % PLOTS_KEPT_BACK_ONE_IN == 1
+    other = "happy" if story.ending == "sad" else "sad"
+    if is_kept_back != story.held_out or counts[story.ending] > counts[other]:
+        return None
+    counts[story.ending] += 1
+    return {"text": story.text_before_ending, "label": story.ending}
+
+
+def entities(story, pick, counts):
+    """The words of a first paragraph, or characters if it is Chinese, with their tags in BIO."""
+    spans = [
+        (start, end, TAGS_OF_ROLES.get(entity.role) or TAGS_OF_TYPES[entity.type])
+        for entity in story.entities
+        for start, end in entity.spans
+    ]
+    tag_at = {start: "B-" + tag for start, _, tag in spans}
+    tag_at |= {i: "I-" + tag for start, end, tag in spans for i in range(start + 1, end)}
+    tokens = list(TOKEN[story.language].finditer(story.text.split("\n")[0]))
+    return {
+        "tokens": [token[0] for token in tokens],
+        "tags": [tag_at.get(token.start(), "O") for token in tokens],
+    }
+
+
+def relations(story, pick, counts):
+    """A few sentences of a story, and who did what in them: a line for each event."""
+    excerpts = []
+    for number in range(len(story.beats)):
+        for last in range(number, min(number + MOST_BEATS, len(story.beats))):
+            start, end = story.beats[number][0], story.beats[last][1]
+            events = [event for event in story.events if start <= event.start < end]
+            if 1 <= len(events) <= MOST_EVENTS and all_named(events, start, end, story):
+                excerpts.append((story.text[start:end], events))
+    if not excerpts:
+        return None
+    text, events = pick(excerpts)
+    lines = [" | ".join(filter(None, event[:5])) for event in events]
+    return {"prompt": text + RELATIONS[story.language], "completion": "\n".join(lines)}
+
+
+def all_named(events, start, end, story):
+    """Whether the text from start to end names all that these events are about."""
+    text = story.text[start:end]
+    edge = r"\b" if story.language == "en" else ""
+    names = {name for event in events for name in (event.subject, *event[2:5])}
+    return all(re.search(edge + re.escape(name) + edge, text) for name in names)
+
+
+def translation(story, pick, counts):
+    """A sentence or two of a story, and the same of its translation."""
+    other = story.translation()
+    first = pick(range(len(story.beats) - 1))
+    last = first + pick((0, 1))
+    source, target = (
+        told.text[told.beats[first][0] : told.beats[last][1]] for told in (story, other)
+    )
+    return completion(source + TRANSLATION[story.language], target, other.language)
+
+
+def chat(story, pick, counts):
+    """A conversation: somebody wishes for a story and then asks about it, once or twice."""
+    left = CHAT_BYTES - len(story.text.encode())
+    if left < 0:
+        return None
+    choice = questions(story)
+    turns = [(request(story, pick), story.text), ask(choice, pick, counts)]
+    asked, told = turns[1]
+    others = [
+        new for new in choice if new[1] != asked and told not in new[1] and new[2] not in asked
+    ]
+    if others and left > TURN_BYTES:
+        turns.append(ask(others, pick, counts))
+    messages = [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in zip(("user", "assistant"), turn)
+    ]
+    return {"messages": messages}
+
+
+def request(story, pick):
+    """A wish for a story about a hero and a thing."""
+    key = story_names(story, "key")
+    key = nouns_by_name()[key].article + key if story.language == "en" else key
+    return pick(REQUESTS[story.language]).format(hero=story_names(story, "hero"), key=key)
+
+
+MAKERS = {
+    "qa": qa,
+    "title": title,
+    "mood": mood,
+    "entities": entities,
+    "relations": relations,
+    "translation": translation,
+    "chat": chat,
+}

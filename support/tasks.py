@@ -1,0 +1,419 @@
+"""The tasks of finetune.py: from lines of a file to inputs and targets, from answers to numbers.
+
+    task             a line                    what is learned
+    text             {"text"}                  every token
+    completion       {"prompt", "completion"}  the completion's tokens
+    chat             {"messages"}              the tokens of what the assistant says
+    classification   {"text", "label"}         a label at the last token, with a head for labels;
+                                               or, generative, the label's own tokens
+    tagging          {"tokens", "tags"}        a tag at the last token of each word
+
+Targets are -1 where nothing is to be learned. To add a task, write a class with the methods that it
+does differently from `Task`, and name it in TASKS.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from model import IGNORED
+from sample import generate, next_token_distribution, token_before
+from support.chat import conversation, end_of_turn, opening
+from support.labelling import word_tokens
+from support.metrics import (
+    class_numbers,
+    class_report,
+    draw_confusion,
+    entity_numbers,
+    entity_report,
+    guessed_answers,
+    guessed_classes,
+    guessed_tags,
+    text_numbers,
+)
+
+ANSWERED_AT_ONCE = 64  # lines
+LABEL = "\n\nLabel:"  # stands between a text and its label where the model writes it
+
+
+class Example(NamedTuple):
+    """Inputs and their targets, lists of one length; -1 where nothing is to be learned."""
+
+    inputs: list
+    targets: list
+
+
+def shifted(tokens, learned):
+    """The example that teaches to predict those tokens that are `learned` (a bool for each)."""
+    targets = [t if is_learned else IGNORED for t, is_learned in zip(tokens[1:], learned[1:])]
+    return Example(tokens[:-1], targets)
+
+
+class Task:
+    """Plain text, every token of it: continued pretraining. The other tasks override this.
+
+    lines are the dicts of support/examples.py; first the tokens that stand before a text; labels
+    what a head scores, none where the model goes on writing tokens.
+    """
+
+    best_metric = "val_loss"
+    noisy_field = None  # what random changes are made to
+    labels = ()
+
+    def __init__(self, config, tokenizer, first, lines):
+        self.config, self.tokenizer, self.first = config, tokenizer, first
+        self.end = [] if tokenizer.eot is None else [tokenizer.eot]
+        self.long = "chunk" if config.task == "text" else config.long
+
+    def encode(self, text):
+        return self.tokenizer.encode(text).tolist()
+
+    def examples(self, line):
+        """The Examples of a line, of any length."""
+        tokens = [*self.first, *self.encode(line["text"]), *self.end]
+        return [shifted(tokens, [True] * len(tokens))]
+
+    def answers(self, model, lines):
+        """What the model answers to each line; None where nothing is asked."""
+        return [None] * len(lines)
+
+    def right(self, line):
+        """What it should answer."""
+        return None
+
+    def numbers(self, lines, answers, loss, n_targets):
+        """{name: number}: how good the answers are, and the mean loss on so many targets."""
+        n_bytes = sum(len(line["text"].encode()) for line in lines)
+        bits = loss * n_targets / math.log(2)
+        return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits / max(n_bytes, 1)}
+
+    def guesses(self, train, lines):
+        """{name: answers} of those who guess without a language model."""
+        return {}
+
+    def report(self, lines, answers, out_dir):
+        """More about the answers, as text."""
+        return ""
+
+
+class Completion(Task):
+    """A prompt and what follows it: only the latter is learned."""
+
+    best_metric = "token_f1"
+    noisy_field = "prompt"
+
+    def __init__(self, config, tokenizer, first, lines):
+        super().__init__(config, tokenizer, first, lines)
+        if tokenizer.eot is None:
+            raise SystemExit(
+                f"{config.init_from}: its tokenizer has no token for the end of a text"
+            )
+        seen = [*lines["train"], *lines["val"]]
+        self.longest = 1 + max(len(self.encode(self.right(line))) for line in seen)
+
+    def examples(self, line):
+        prompt = [*self.first, *self.encode(line["prompt"])]
+        completion = [*self.encode(line["completion"]), *self.end]
+        learned = [False] * len(prompt) + [True] * len(completion)
+        return [shifted(prompt + completion, learned)]
+
+    def asked(self, line):
+        """The tokens that the answer to a line follows."""
+        return [*self.first, *self.encode(line["prompt"])] or [0]
+
+    def answers(self, model, lines):
+        prompts = [self.asked(line) for line in lines]
+        return written(model, self.tokenizer, prompts, self.longest, self.end)
+
+    def right(self, line):
+        return line["completion"]
+
+    def numbers(self, lines, answers, loss, n_targets):
+        return text_numbers([self.right(line) for line in lines], answers)
+
+    def guesses(self, train, lines):
+        return guessed_answers(train, lines)
+
+
+class Chat(Completion):
+    """A conversation: what the assistant says is learned. Asked is its last answer."""
+
+    best_metric = "val_loss"
+    noisy_field = None
+
+    def __init__(self, config, tokenizer, first, lines):
+        for split, some in lines.items():
+            for number, line in enumerate(some, 1):
+                try:
+                    conversation(line["messages"], tokenizer)
+                except ValueError as error:
+                    raise SystemExit(f"{config.dataset}, {split} {number}: {error}") from None
+        super().__init__(config, tokenizer, [], lines)
+        mark = end_of_turn(tokenizer)
+        self.end = self.end if mark is None else [mark]
+
+    def examples(self, line):
+        return [shifted(*pair) for pair in conversation(line["messages"], self.tokenizer)]
+
+    def last_answer(self, line):
+        """The place of the assistant's last message."""
+        roles = [message["role"] for message in line["messages"]]
+        return len(roles) - 1 - roles[::-1].index("assistant")
+
+    def asked(self, line):
+        return opening(line["messages"][: self.last_answer(line)], self.tokenizer)
+
+    def right(self, line):
+        return line["messages"][self.last_answer(line)]["content"]
+
+    def guesses(self, train, lines):
+        as_pairs = [
+            [{"prompt": self.question(line), "completion": self.right(line)} for line in some]
+            for some in (train, lines)
+        ]
+        return guessed_answers(*as_pairs)
+
+    def question(self, line):
+        """All that is said before the last answer, as text."""
+        return "\n".join(m["content"] for m in line["messages"][: self.last_answer(line)])
+
+
+class Classification(Task):
+    """A text and its label, which takes the place of the next token after the last one."""
+
+    best_metric = "macro_f1"
+    noisy_field = "text"
+
+    def __init__(self, config, tokenizer, first, lines):
+        super().__init__(config, tokenizer, first, lines)
+        self.labels = sorted({line["label"] for line in lines["train"]})
+        check_labels(self.labels, lines, lambda line: [line["label"]], config)
+
+    def tokens(self, line):
+        return [*self.first, *self.encode(line["text"])] or [0]
+
+    def examples(self, line):
+        label, size = self.labels.index(line["label"]), self.config.block_size
+        tokens = self.tokens(line)
+        if self.long == "chunk":
+            pieces = [tokens[i : i + size] for i in range(0, len(tokens), size)]
+        else:
+            pieces = [tokens]
+        return [Example(piece, [IGNORED] * (len(piece) - 1) + [label]) for piece in pieces]
+
+    def answers(self, model, lines):
+        rows = [self.tokens(line)[-self.config.block_size :] for line in lines]
+        best = [logits[-1].argmax().item() for logits in scored(model, rows)]
+        return [self.labels[i] for i in best]
+
+    def right(self, line):
+        return line["label"]
+
+    def numbers(self, lines, answers, loss, n_targets):
+        return class_numbers([line["label"] for line in lines], answers, self.labels)
+
+    def guesses(self, train, lines):
+        return guessed_classes(train, lines)
+
+    def report(self, lines, answers, out_dir):
+        gold = [line["label"] for line in lines]
+        draw_confusion(Path(out_dir) / "confusion.png", gold, answers, list(self.labels))
+        return class_report(gold, answers, list(self.labels))
+
+
+class WrittenClass(Completion):
+    """The same without a head: the model writes the label as text."""
+
+    best_metric = "macro_f1"
+    noisy_field = "text"
+    numbers, guesses, report = (
+        Classification.numbers,
+        Classification.guesses,
+        Classification.report,
+    )
+
+    def __init__(self, config, tokenizer, first, lines):
+        super().__init__(config, tokenizer, first, lines)
+        self.classes = sorted({line["label"] for line in lines["train"]})
+        check_labels(self.classes, lines, lambda line: [line["label"]], config)
+
+    def examples(self, line):
+        return super().examples(self.as_pair(line))
+
+    def asked(self, line):
+        return super().asked(self.as_pair(line))
+
+    def as_pair(self, line):
+        return {"prompt": line["text"] + LABEL, "completion": f" {line['label']}"}
+
+    def right(self, line):
+        return line["label"]
+
+
+class Tagging(Task):
+    """Words and a tag for each, which stands at the word's last token."""
+
+    best_metric = "entity_f1"
+
+    def __init__(self, config, tokenizer, first, lines):
+        super().__init__(config, tokenizer, first, lines)
+        self.labels = sorted({tag for line in lines["train"] for tag in line["tags"]})
+        check_labels(self.labels, lines, lambda line: line["tags"], config)
+
+    def pieces(self, line):
+        """(tokens, places of the words' ends, tags) of as much of the words as fits, and so on."""
+        room = self.config.block_size - len(self.first)
+        words, tags = line["tokens"], line["tags"]
+        while words:
+            tokens, ends = word_tokens(words, self.tokenizer)
+            n = max(1, sum(end < room for end in ends))
+            last = ends[n - 1] + 1
+            yield [*self.first, *tokens[:last]], [e + len(self.first) for e in ends[:n]], tags[:n]
+            words, tags = words[n:], tags[n:]
+
+    def examples(self, line):
+        found = []
+        for tokens, ends, tags in self.pieces(line):
+            targets = [IGNORED] * len(tokens)
+            for end, tag in zip(ends, tags):
+                targets[end] = self.labels.index(tag)
+            found.append(Example(tokens, targets))
+        return found
+
+    def answers(self, model, lines):
+        found = []
+        for line in lines:
+            pieces = list(self.pieces(line))
+            scores = scored(model, [tokens for tokens, _, _ in pieces])
+            best = [row[ends].argmax(dim=1).tolist() for row, (_, ends, _) in zip(scores, pieces)]
+            found.append([self.labels[i] for piece in best for i in piece])
+        return found
+
+    def right(self, line):
+        return line["tags"]
+
+    def numbers(self, lines, answers, loss, n_targets):
+        return entity_numbers([line["tags"] for line in lines], answers)
+
+    def guesses(self, train, lines):
+        return guessed_tags(train, lines)
+
+    def report(self, lines, answers, out_dir):
+        return entity_report([line["tags"] for line in lines], answers)
+
+
+TASKS = {
+    "text": Task,
+    "completion": Completion,
+    "chat": Chat,
+    "classification": Classification,
+    "tagging": Tagging,
+}
+
+
+def check_labels(known, lines, labels_of, config):
+    """Exit where there is but one label, or one outside of training that is not in it."""
+    if len(known) < 2:
+        raise SystemExit(
+            f"{config.dataset}: all examples have the label {known[0]!r}; expected two"
+        )
+    for split in ("val", "test"):
+        for number, line in enumerate(lines[split], 1):
+            unknown = [label for label in labels_of(line) if label not in known]
+            if unknown:
+                shown = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+                raise SystemExit(
+                    f"{config.dataset}, {split} example {number}: the label {unknown[0]!r} is not "
+                    f"in the training examples, which have {shown}"
+                )
+
+
+# -------------------------------------------------------------------------------- one row or more
+
+
+def rows_of(examples, size):
+    """The examples in rows of at most `size` tokens: each where it still fits, long ones first."""
+    rows = []
+    for example in sorted(examples, key=lambda example: -len(example.inputs)):
+        room = (r for r in rows if sum(len(e.inputs) for e in r) + len(example.inputs) <= size)
+        row = next(room, None)
+        if row is None:
+            rows.append([example])
+        else:
+            row.append(example)
+    return rows
+
+
+def batch_of(examples, pack=False, mask=False):
+    """What `model(**batch)` takes: examples behind one another (`pack`) or in a row each.
+
+    Rows are filled up on the right, with targets of -1. `segments` number the examples, so that
+    none sees another or, without a causal `mask`, what fills a row.
+    """
+    longest = max(len(example.inputs) for example in examples)
+    rows = rows_of(examples, longest) if pack else [[example] for example in examples]
+    inputs = torch.zeros(len(rows), longest, dtype=torch.long)
+    targets, segments = torch.full_like(inputs, IGNORED), torch.full_like(inputs, -1)
+    for i, row in enumerate(rows):
+        start = 0
+        for number, example in enumerate(row):
+            place = slice(start, start + len(example.inputs))
+            inputs[i, place] = torch.tensor(example.inputs)
+            targets[i, place] = torch.tensor(example.targets)
+            segments[i, place] = number
+            start = place.stop
+    batch = {"inputs": inputs, "targets": targets}
+    return batch | ({"segments": segments} if mask or len(rows) < len(examples) else {})
+
+
+# ------------------------------------------------------------------------------- asking the model
+
+
+def scored(model, rows):
+    """The logits (T, labels) of each row of tokens, read a few at a time."""
+    device, found = model.token_embedding.weight.device, [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for first in range(0, len(rows), ANSWERED_AT_ONCE):
+        chosen = order[first : first + ANSWERED_AT_ONCE]
+        examples = [Example(rows[i], [IGNORED] * len(rows[i])) for i in chosen]
+        batch = batch_of(examples, mask=not model.config.causal)
+        del batch["targets"]
+        logits, _ = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        for i, row in zip(chosen, logits):
+            found[i] = row[: len(rows[i])]
+    return found
+
+
+def written(model, tokenizer, prompts, longest, ends):
+    """What the model writes after each prompt, at most so many tokens: always the likeliest."""
+    greedy = partial(next_token_distribution, temperature=0.0)
+    room = max(1, model.config.block_size - longest)
+    found = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for first in range(0, len(prompts), ANSWERED_AT_ONCE):
+        chosen = order[first : first + ANSWERED_AT_ONCE]
+        rows = [prompts[i][-room:] for i in chosen]
+        texts, going = [[] for _ in rows], [True] * len(rows)
+        for tokens in generate(model, rows, longest, greedy, tokenizer.vocab_size):
+            going = [is_going and token not in ends for is_going, token in zip(going, tokens)]
+            for text, is_going, token in zip(texts, going, tokens):
+                text += [token] if is_going else []
+            if not any(going):
+                break
+        for i, text in zip(chosen, texts):
+            found[i] = tokenizer.decode(text)
+    return found
+
+
+def open_task(config, lines, tokenizer, documents):
+    """The Task of a config; lines are the examples of each split."""
+    before = token_before(tokenizer, documents)
+    first = [] if before is None else [before]
+    Kind = WrittenClass if config.generative else TASKS[config.task]
+    try:
+        return Kind(config, tokenizer, first, lines)
+    except ValueError as error:  # a character that the tokenizer does not know
+        raise SystemExit(f"{config.dataset}: {error}") from None

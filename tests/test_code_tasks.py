@@ -1,0 +1,109 @@
+"""Examples from Python files: functions, what they do and where they belong."""
+
+import json
+from collections import Counter
+
+from support.code_tasks import MOST_CHARACTERS, code_tasks, first_sentence, split_of
+
+FILE = '''
+"""A module."""
+
+def double(x):
+    """Return twice x.  And more.
+
+    Much more.
+    """
+    return 2 * x
+
+class A:
+    def method(self):
+        "Say hello."
+        print("hello")
+
+    def bare(self):
+        return 1
+
+def only():
+    """Nothing else."""
+
+def short(x): "On a line."; return x
+'''
+
+
+def write(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode())
+    return sorted(folder.rglob("*.py"))
+
+
+def all_examples(splits):
+    return [example for examples in splits.values() for example in examples]
+
+
+def test_docstrings_are_taken_out_of_their_functions(tmp_path):
+    files = write(tmp_path, {"a.py": FILE})
+    made = all_examples(code_tasks(files, tmp_path)["docstring"])
+    assert made == [
+        {
+            "prompt": "def double(x):\n    return 2 * x\n\nDocstring:",
+            "completion": " Return twice x.",
+        },
+        {
+            "prompt": 'def method(self):\n    print("hello")\n\nDocstring:',
+            "completion": " Say hello.",
+        },
+    ]
+
+
+def test_functions_are_labelled_by_their_top_level_module(tmp_path):
+    files = write(tmp_path, {"a.py": FILE, "p/b.py": "def f():\n    return 5\n"})
+    made = all_examples(code_tasks(files, tmp_path)["module"])
+    assert {"text": "def f():\n    return 5", "label": "p"} in made
+    assert Counter(example["label"] for example in made) == {"a": 5, "p": 1}
+
+
+def test_files_that_do_not_parse_are_passed_over_and_old_escapes_are_not(tmp_path):
+    files = write(
+        tmp_path,
+        {
+            "a.py": "print 'old'\n",
+            "b.py": "x = 'null \0'\n",
+            "c.py": "def f():\n    return '\\d'\n",
+            "d.py": "def g():\r\n    'Say.'\r\n    return 1\r\n",
+        },
+    )
+    (tmp_path / "e.py").write_bytes(b"x = '\xff'\n")
+    made = code_tasks([*files, tmp_path / "e.py"], tmp_path)
+    assert {example["label"] for example in all_examples(made["module"])} == {"c", "d"}
+    assert all_examples(made["docstring"])[0]["prompt"] == "def g():\n    return 1\n\nDocstring:"
+
+
+def test_long_functions_are_left_out(tmp_path):
+    body = "    x = 1\n" * (MOST_CHARACTERS // 10)
+    files = write(tmp_path, {"a.py": f"def f():\n{body}"})
+    assert not all_examples(code_tasks(files, tmp_path)["module"])
+
+
+def test_no_file_has_docstrings_in_two_splits_and_no_function_is_in_two(tmp_path):
+    function = 'def f{0}():\n    """Return {0}."""\n    return {0}\n'
+    names = {f"m{i}.py": "".join(function.format(10 * i + j) for j in range(10)) for i in range(60)}
+    names["copy.py"] = names["m0.py"]
+    made = code_tasks(write(tmp_path, names), tmp_path)
+    places = {}
+    for split, examples in made["docstring"].items():
+        assert examples
+        for example in examples:
+            number = int(example["completion"].removeprefix(" Return ")[:-1])
+            assert places.setdefault(number // 10, split) == split
+    texts = [example["text"] for example in all_examples(made["module"])]
+    assert len(set(texts)) == len(texts)
+    assert code_tasks(sorted(tmp_path.rglob("*.py")), tmp_path) == made
+    json.dumps(made)
+
+
+def test_a_first_sentence_is_one_line():
+    assert first_sentence("Return the\n  value. More.") == "Return the value."
+    assert first_sentence("Return it\n\nMore") == "Return it"
+    assert {split_of(str(number)) for number in range(200)} == {"train", "val", "test"}

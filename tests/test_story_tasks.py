@@ -1,0 +1,318 @@
+"""Examples to fine-tune on: their answers are right, and their splits have nothing in common."""
+
+import json
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+import prepare_data
+from support.files import replacing_tree
+from support.stories import generate
+from support.stories.english import plural
+from support.stories.screenplay import plots
+from support.stories.tasks import (
+    ANSWER,
+    MAKERS,
+    PLOTS_KEPT_BACK_ONE_IN,
+    RELATIONS,
+    TITLE,
+    TRANSLATION,
+    at_place,
+    chat,
+    entities,
+    forms_of_questions,
+    mood,
+    nouns_by_name,
+    qa,
+    questions,
+    relations,
+    story_tasks,
+    title,
+    translation,
+)
+
+SHARE = 0.03
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return list(islice(generate(seed=0), 1000))
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return story_tasks(seed=1, share=SHARE)
+
+
+def first(options):
+    return options[0]
+
+
+def middle(options):
+    return options[len(options) // 2]
+
+
+def is_chinese(text):
+    return re.search("[\u4e00-\u9fff]", text) is not None
+
+
+# --- Questions ----------------------------------------------------------------------------------
+
+
+def test_every_answer_is_told_by_the_story(stories):
+    for story in stories:
+        for _, question, answer in questions(story):
+            assert answer in story.text or answer.rpartition(" ")[2] in story.text, question
+            assert answer not in question
+            assert is_chinese(question) == is_chinese(answer) == (story.language == "zh")
+            assert "{" not in question and "  " not in question
+
+
+def test_a_question_has_one_answer_and_some_event_says_so(stories):
+    for story in stories:
+        asked = [question for _, question, _ in questions(story)]
+        assert len(set(asked)) == len(asked)
+        hero = next(entity.name for entity in story.entities if entity.role == "hero")
+        facts = {field for event in story.events for field in event[:5]} | {hero}
+        facts |= {at_place(name) for name in facts if name in nouns_by_name()}
+        assert {answer for _, _, answer in questions(story)} <= facts
+
+
+def test_givers_and_receivers_are_those_of_the_events(stories):
+    wordings = {form.kind: form.wording for form in forms_of_questions()["give"]}
+    seen = 0
+    for story in stories:
+        asked = {question: answer for _, question, answer in questions(story)}
+        for event in story.events:
+            if event.verb == "give" and story.language == "zh":
+                names = {"object": event.object, "recipient": event.recipient}
+                question = wordings["giver"]["zh"].format(**names)
+                assert asked.get(question, event.subject) == event.subject
+                seen += question in asked
+    assert seen > 200
+
+
+def test_who_has_the_thing_at_the_end_is_the_outcome(stories):
+    for story in stories:
+        key = next(entity.name for entity in story.entities if entity.role == "key")
+        for kind, _, answer in questions(story):
+            if kind == "owner":
+                assert story.outcome[key] == answer
+
+
+def test_nobody_is_asked_about_when_others_took_part(stories):
+    quarrels = [story for story in stories if story.plot in ("quarrel", "fallen_nestling")]
+    kinds = {kind for story in quarrels for kind, _, _ in questions(story)}
+    assert "found" in kinds and not {"finder", "breaker"} & kinds
+
+
+def test_a_family_is_the_heros_and_only_names_stand_without_an_article(stories):
+    asked = [
+        question
+        for story in stories
+        if story.language == "en"
+        for _, question, _ in questions(story)
+    ]
+    assert any(re.search(r"[A-Z]\w+'s (mother|big brother)", question) for question in asked)
+    for question in asked:
+        assert not re.search(r"\b(to|did) (?!the )[a-z]", question.replace("to?", "?"))
+
+
+def test_kinds_of_questions_are_balanced(tasks):
+    kinds = Counter()
+    for story in islice(generate(seed=5), 500):
+        qa(story, first, kinds)
+    assert len(kinds) >= 18
+    assert max(kinds.values()) < 0.15 * kinds.total()
+
+
+# --- The other tasks ----------------------------------------------------------------------------
+
+
+def test_a_title_and_a_mood_are_the_storys_own(stories):
+    for story in stories[:200]:
+        example = title(story, first, Counter())
+        assert example["prompt"] == story.text + TITLE[story.language]
+        assert example["completion"].strip() == story.title
+        example = mood(story, first, Counter())
+        if example:
+            assert example == {"text": story.text_before_ending, "label": story.ending}
+
+
+def test_the_text_before_the_ending_lacks_the_last_two_sentences_of_the_plot(stories):
+    for story in stories:
+        start, end = story.beats[-2][0], story.beats[-1][1]
+        assert story.text_before_ending == story.text[:start].rstrip()
+        assert end == len(story.text)
+
+
+def test_moods_are_balanced_and_their_plots_held_out(tasks):
+    for examples in tasks["mood"].values():
+        labels = Counter(example["label"] for example in examples)
+        assert set(labels) == {"happy", "sad"}
+        assert abs(labels["happy"] - labels["sad"]) <= 1
+    kept_back = {plot.name for plot in plots()[1::PLOTS_KEPT_BACK_ONE_IN]}
+    for held_out in (False, True):
+        for story in islice(generate(2, held_out), 100):
+            if mood(story, first, Counter()):
+                assert (story.plot in kept_back) == held_out
+
+
+def entities_in(example, gap):
+    """(type, text) of each entity that the tags mark; raises AssertionError for tags not in BIO."""
+    found, last = [], "O"
+    for token, tag in zip(example["tokens"], example["tags"], strict=True):
+        if tag[0] == "B":
+            found.append((tag[2:], token))
+        elif tag[0] == "I":
+            assert last[2:] == tag[2:]
+            found[-1] = (tag[2:], found[-1][1] + gap + token)
+        else:
+            assert tag == "O"
+        last = tag
+    return found
+
+
+def test_tags_mark_exactly_the_entities_of_the_first_paragraph(stories):
+    for story in stories:
+        example = entities(story, first, Counter())
+        gap = " " if story.language == "en" else ""
+        paragraph = story.text.split("\n")[0]
+        assert "".join(example["tokens"]) == re.sub(r"\s", "", paragraph)
+        marked = [
+            (start, entity)
+            for entity in story.entities
+            for start, _ in entity.spans
+            if start < len(paragraph)
+        ]
+        names = [entity.name for _, entity in sorted(marked, key=first)]
+        found = entities_in(example, gap)
+        assert len(found) == len(names)
+        for (_, text), name in zip(found, names, strict=True):
+            assert text in (name, name.capitalize(), plural(name))
+        hero = next(entity.name for entity in story.entities if entity.role == "hero")
+        assert {text for tag, text in found if tag == "HERO"} == {hero}
+
+
+def test_relations_are_events_whose_names_stand_in_the_excerpt(stories):
+    for story in stories:
+        example = relations(story, first, Counter())
+        excerpt = example["prompt"].removesuffix(RELATIONS[story.language])
+        assert excerpt in story.text
+        told = {" | ".join(filter(None, event[:5])) for event in story.events}
+        lines = example["completion"].split("\n")
+        assert 1 <= len(lines) <= 3 and set(lines) <= told
+        for subject, _, *others in (line.split(" | ") for line in lines):
+            assert all(name in excerpt for name in (subject, *others))
+
+
+def test_a_translation_pairs_sentences_that_name_the_same(stories):
+    for story in stories[:300]:
+        other = story.translation()
+        assert len(other.beats) == len(story.beats)
+        example = translation(story, middle, Counter())
+        source = example["prompt"].removesuffix(TRANSLATION[story.language])
+        target = example["completion"]
+        assert is_chinese(source) != is_chinese(target)
+        assert target.startswith(" ") == (story.language == "zh")
+        for entity in story.entities:
+            if entity.role.startswith("friend") and entity.name in source:
+                word = nouns_by_name()[entity.name]
+                assert (word.zh if story.language == "en" else word.en) in target
+
+
+def test_a_conversation_is_about_the_hero_and_ends_with_an_answer(stories):
+    told = 0
+    for story in stories:
+        example = chat(story, first, Counter())
+        if example is None:
+            continue
+        told += 1
+        messages = example["messages"]
+        roles = [message["role"] for message in messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) and len(roles) in (4, 6)
+        asked = {question: answer for _, question, answer in questions(story)}
+        hero = next(entity.name for entity in story.entities if entity.role == "hero")
+        assert hero in messages[0]["content"]
+        assert messages[1]["content"] == story.text
+        for question, answer in zip(messages[2::2], messages[3::2], strict=True):
+            assert asked[question["content"]] == answer["content"]
+    assert told > 300
+
+
+# --- Splits and files ---------------------------------------------------------------------------
+
+
+def test_the_same_seed_makes_the_same_examples(tasks):
+    assert story_tasks(seed=1, share=SHARE) == tasks
+    assert story_tasks(seed=2, share=SHARE) != tasks
+
+
+def test_no_example_is_in_two_splits(tasks):
+    assert list(tasks) == list(MAKERS)
+    for splits in tasks.values():
+        made = {split: set(map(json.dumps, examples)) for split, examples in splits.items()}
+        assert not made["train"] & made["test"]
+        assert not made["train"] & made["val"]
+        assert not made["val"] & made["test"]
+
+
+def test_training_examples_are_of_training_stories_and_the_others_of_held_out_ones(tasks):
+    for split, examples in tasks["title"].items():
+        texts = {re.split("\n\n", example["prompt"])[0] for example in examples}
+        stories = generate(crc32(b"tasks 1"), held_out=split != "train")
+        assert texts <= {story.text for story in islice(stories, 8 * len(texts))}
+
+
+def test_a_language_may_be_asked_for():
+    for language in ("en", "zh"):
+        made = story_tasks(seed=3, language=language, share=0.01)
+        for example in made["qa"]["train"]:
+            assert is_chinese(example["prompt"]) == (language == "zh")
+            ending = re.sub(r"\{\}", "", ANSWER[language])[-3:]
+            assert example["prompt"].endswith(ending)
+            assert example["completion"].startswith(" ") == (language == "en")
+
+
+def test_preparing_stories_writes_tasks_and_replaces_older_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    older = Path("data/stories/tasks/older/train.jsonl")
+    older.parent.mkdir(parents=True)
+    older.write_text("{}\n", encoding="utf-8")
+    prepare_data.main(["stories", "--megabytes=0.3", "--tokenizer=byte"])
+    assert not older.exists()
+    folder = Path("data/stories/tasks")
+    assert {path.name for path in folder.iterdir()} == set(MAKERS)
+    for path in folder.glob("*/*.jsonl"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) >= 10 and all(isinstance(json.loads(line), dict) for line in lines)
+    assert is_chinese((folder / "qa" / "train.jsonl").read_text(encoding="utf-8"))
+    out = capsys.readouterr().out
+    assert "\n  tasks       qa, title, mood" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_text_of_ones_own_has_no_tasks_and_leaves_those_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("one two three " * 50, encoding="utf-8")
+    prepare_data.main(["a.txt", "--tokenizer=byte"])
+    assert not Path("data/a/tasks").exists()
+    Path("data/a/tasks").mkdir()
+    prepare_data.main(["a.txt", "--tokenizer=byte"])
+    assert Path("data/a/tasks").exists()
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    older = tmp_path / "x" / "older"
+    older.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), replacing_tree(tmp_path / "x") as new:
+        (new / "half").touch()
+        raise KeyboardInterrupt
+    assert older.exists() and [path.name for path in tmp_path.iterdir()] == ["x"]
+    with replacing_tree(tmp_path / "x") as new:
+        (new / "newer").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "newer"]
