@@ -145,7 +145,8 @@ def noisy(text, config, chance):
             words[i], words[i + 1] = words[i + 1], words[i]
     before = [*words[:1], *words]
     words = [b if chance() < config.token_shift else w for b, w in zip(before, words)]
-    return "".join(gap + word for (gap, _), word in zip(kept, words))
+    changed = "".join(gap + word for (gap, _), word in zip(kept, words))
+    return changed + text[len(text.rstrip()) :]
 
 
 def fitting(example, size, long):
@@ -168,12 +169,13 @@ def all_examples(task, lines, config):
     """([Example, …] that fit the context, Counter of what happened on the way)."""
     found, told = [], Counter()
     for line in lines:
-        for example in task.examples(line):
-            parts = fitting(example, config.block_size, task.long)
-            told["long"] += len(example.inputs) > config.block_size
-            useful = [part for part in parts if any(t != IGNORED for t in part.targets)]
-            told["without a target"] += not useful
-            found += useful
+        whole = task.examples(line)
+        parts = [part for e in whole for part in fitting(e, config.block_size, task.long)]
+        useful = [part for part in parts if any(t != IGNORED for t in part.targets)]
+        too_long = any(len(e.inputs) > config.block_size for e in whole)
+        told["long"] += too_long or (task.splits and len(whole) > 1)
+        told["without a target"] += not useful
+        found += useful
     return found, told
 
 
@@ -204,10 +206,11 @@ def example_batches(task, lines, examples, config, world):
     def batch_at(step):
         numbers = step * per_step + world.rank * mine + np.arange(mine)
         epochs, places = np.divmod(numbers, n)
-        found = []
-        for epoch, place in zip(epochs, places):
-            number = permuted(np.array([place]), n, [config.seed, epoch])[0]
-            found.append(example_at(int(number), int(epoch)))
+        order = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            order[of_epoch] = permuted(places[of_epoch], n, [config.seed, epoch])
+        found = [example_at(int(number), int(epoch)) for number, epoch in zip(order, epochs)]
         cuts = range(0, mine, config.batch_size)
         micro = [[*chain(*found[i : i + config.batch_size])] or [NOTHING] for i in cuts]
         return [
@@ -265,12 +268,12 @@ def with_steps(config, n):
     return dataclasses.replace(config, max_iters=config.max_iters or steps)
 
 
-def show_examples(lines, examples, told, config):
+def show_examples(task, lines, examples, told, config):
     """Print how many examples there are, and what did not fit."""
     n_targets = sum(sum(t != IGNORED for t in example.targets) for example in examples)
     counts = ", ".join(f"{len(some):,} to {name}" for name, some in lines.items())
     print(f"examples: {counts}; {n_targets:,} targets in an epoch")
-    done = "split" if config.long == "chunk" or config.task == "text" else "their beginning is cut"
+    done = "split" if task.long == "chunk" or task.splits else "their beginning is cut off"
     if told["long"]:
         print(f"{told['long']:,} are longer than block_size={config.block_size}: {done}")
     if told["without a target"]:
@@ -354,7 +357,7 @@ def batches_for(config, start, world):
     examples, told = all_examples(start.task, start.lines["train"], config)
     if not examples:
         raise SystemExit(f"{config.dataset}: there is nothing to learn in any training example")
-    show_examples(start.lines, examples, told, config)
+    show_examples(start.task, start.lines, examples, told, config)
     config = with_steps(config, len(examples))
     return config, example_batches(start.task, start.lines["train"], examples, config, world)
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ PEAKS = {
     "V100": 125e12,
     "T4": 65e12,
 }
+COLUMNS = 80
 LOGITS_BYTES = 4 + 4 + 4  # of one logit while its chunk is at work: itself, its exponent, its slope
 SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of the picture
 
@@ -98,7 +100,8 @@ class Report:
 
     def evaluated(self, progress, numbers):
         """Tell of an evaluation; the time it took is nobody's step."""
-        self.say(f"step {progress.step}: {in_words(numbers)}")
+        line = f"step {progress.step}: {in_words(numbers)}"
+        self.say(textwrap.fill(line, COLUMNS, subsequent_indent="  "))
         self.write(step=progress.step, minutes=progress.minutes, **numbers)
         self.clock = perf_counter()
 

@@ -62,6 +62,7 @@ class Task:
     best_metric = "val_loss"
     noisy_field = None  # what random changes are made to
     labels = ()
+    splits = False  # whether `examples` itself splits what is too long
 
     def __init__(self, config, tokenizer, first, lines):
         self.config, self.tokenizer, self.first = config, tokenizer, first
@@ -112,24 +113,27 @@ class Completion(Task):
                 f"{config.init_from}: its tokenizer has no token for the end of a text"
             )
         seen = [*lines["train"], *lines["val"]]
-        self.longest = 1 + max(len(self.encode(self.right(line))) for line in seen)
+        self.longest = 1 + max(len(self.encode(self.pair(line)[1])) for line in seen)
+
+    def pair(self, line):
+        """The prompt of a line and its completion, as text."""
+        return line["prompt"], line["completion"]
 
     def examples(self, line):
-        prompt = [*self.first, *self.encode(line["prompt"])]
-        completion = [*self.encode(line["completion"]), *self.end]
-        learned = [False] * len(prompt) + [True] * len(completion)
-        return [shifted(prompt + completion, learned)]
+        prompt, completion = map(self.encode, self.pair(line))
+        asked, told = [*self.first, *prompt], [*completion, *self.end]
+        return [shifted(asked + told, [False] * len(asked) + [True] * len(told))]
 
     def asked(self, line):
         """The tokens that the answer to a line follows."""
-        return [*self.first, *self.encode(line["prompt"])] or [0]
+        return [*self.first, *self.encode(self.pair(line)[0])] or [0]
 
     def answers(self, model, lines):
         prompts = [self.asked(line) for line in lines]
         return written(model, self.tokenizer, prompts, self.longest, self.end)
 
     def right(self, line):
-        return line["completion"]
+        return self.pair(line)[1].strip()
 
     def numbers(self, lines, answers, loss, n_targets):
         return text_numbers([self.right(line) for line in lines], answers)
@@ -166,19 +170,16 @@ class Chat(Completion):
     def asked(self, line):
         return opening(line["messages"][: self.last_answer(line)], self.tokenizer)
 
-    def right(self, line):
-        return line["messages"][self.last_answer(line)]["content"]
+    def pair(self, line):
+        said, last = [message["content"] for message in line["messages"]], self.last_answer(line)
+        return "\n".join(said[:last]), said[last]
 
     def guesses(self, train, lines):
-        as_pairs = [
-            [{"prompt": self.question(line), "completion": self.right(line)} for line in some]
+        pairs = [
+            [dict(zip(("prompt", "completion"), self.pair(line))) for line in some]
             for some in (train, lines)
         ]
-        return guessed_answers(*as_pairs)
-
-    def question(self, line):
-        """All that is said before the last answer, as text."""
-        return "\n".join(m["content"] for m in line["messages"][: self.last_answer(line)])
+        return guessed_answers(*pairs)
 
 
 class Classification(Task):
@@ -189,8 +190,8 @@ class Classification(Task):
 
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
-        self.labels = sorted({line["label"] for line in lines["train"]})
-        check_labels(self.labels, lines, lambda line: [line["label"]], config)
+        self.splits = self.long == "chunk"
+        self.labels = self.classes = classes_of(lines, config)
 
     def tokens(self, line):
         return [*self.first, *self.encode(line["text"])] or [0]
@@ -198,7 +199,7 @@ class Classification(Task):
     def examples(self, line):
         label, size = self.labels.index(line["label"]), self.config.block_size
         tokens = self.tokens(line)
-        if self.long == "chunk":
+        if self.splits:
             pieces = [tokens[i : i + size] for i in range(0, len(tokens), size)]
         else:
             pieces = [tokens]
@@ -213,15 +214,15 @@ class Classification(Task):
         return line["label"]
 
     def numbers(self, lines, answers, loss, n_targets):
-        return class_numbers([line["label"] for line in lines], answers, self.labels)
+        return class_numbers([line["label"] for line in lines], answers, self.classes)
 
     def guesses(self, train, lines):
         return guessed_classes(train, lines)
 
     def report(self, lines, answers, out_dir):
         gold = [line["label"] for line in lines]
-        draw_confusion(Path(out_dir) / "confusion.png", gold, answers, list(self.labels))
-        return class_report(gold, answers, list(self.labels))
+        draw_confusion(Path(out_dir) / "confusion.png", gold, answers, self.classes)
+        return class_report(gold, answers, self.classes)
 
 
 class WrittenClass(Completion):
@@ -237,26 +238,20 @@ class WrittenClass(Completion):
 
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
-        self.classes = sorted({line["label"] for line in lines["train"]})
-        check_labels(self.classes, lines, lambda line: [line["label"]], config)
+        self.classes = classes_of(lines, config)
 
-    def examples(self, line):
-        return super().examples(self.as_pair(line))
+    def pair(self, line):
+        return line["text"] + LABEL, f" {line['label']}"
 
-    def asked(self, line):
-        return super().asked(self.as_pair(line))
-
-    def as_pair(self, line):
-        return {"prompt": line["text"] + LABEL, "completion": f" {line['label']}"}
-
-    def right(self, line):
-        return line["label"]
+    def answers(self, model, lines):
+        return [answer.strip() for answer in super().answers(model, lines)]
 
 
 class Tagging(Task):
     """Words and a tag for each, which stands at the word's last token."""
 
     best_metric = "entity_f1"
+    splits = True
 
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
@@ -312,6 +307,13 @@ TASKS = {
     "classification": Classification,
     "tagging": Tagging,
 }
+
+
+def classes_of(lines, config):
+    """The labels of the training examples, in order; the others must have no more."""
+    classes = sorted({line["label"] for line in lines["train"]})
+    check_labels(classes, lines, lambda line: [line["label"]], config)
+    return classes
 
 
 def check_labels(known, lines, labels_of, config):

@@ -10,6 +10,7 @@ import torch
 
 import bench
 import convert
+import finetune
 import prepare_data
 import sample
 import train
@@ -17,6 +18,7 @@ import train
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = {
     "train.py": train,
+    "finetune.py": finetune,
     "sample.py": sample,
     "prepare_data.py": prepare_data,
     "convert.py": convert,

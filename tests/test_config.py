@@ -277,8 +277,7 @@ def test_help_shows_the_comment_behind_each_field(capsys):
 
 
 def test_a_path_is_shown_as_typed_here(tmp_path, monkeypatch):
-    from finetune import FinetuneConfig
-from support.config import as_typed
+    from support.config import as_typed
 
     monkeypatch.chdir(tmp_path)
     assert as_typed(tmp_path / "config" / "x.py") == str(Path("config/x.py"))

@@ -1,8 +1,9 @@
 """Examples to fine-tune on, with answers that are right by construction: seven tasks.
 
 A story knows who gave what to whom, where things are, how it ends, what it is called and how the
-other language tells it. Each maker below turns a story into one example of its task, or into None
-where the story does not lend itself to one.
+other language tells it. Each maker below gives the examples of its task that a story lends itself
+to, if any. They are short where that is possible: a small model learns from how many answers it
+has seen, and its time goes into reading.
 
     qa, title, relations, translation    {"prompt": ..., "completion": ...}
     mood                                 {"text": ..., "label": "happy" or "sad"}
@@ -14,6 +15,7 @@ space unless it begins a line.
 """
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from functools import cache, lru_cache
 from pathlib import Path
@@ -25,9 +27,18 @@ from .lexicon import lexicon
 from .screenplay import plots
 from .story import generate
 
-SIZES = {"train": 2000, "val": 200, "test": 400}  # examples of each task
-SHARES = {"mood": 0.5, "chat": 0.5}  # of SIZES: not every story suits these tasks
-FEWEST = 20  # of them in a split, however small the corpus
+SPLITS = "train", "val", "test"
+SIZES = {  # examples in each split
+    "qa": (16000, 200, 400),
+    "title": (4000, 200, 400),
+    "mood": (1000, 100, 200),
+    "entities": (4000, 200, 400),
+    "relations": (8000, 200, 400),
+    "translation": (8000, 200, 400),
+    "chat": (4000, 100, 200),
+}
+FEWEST = 10  # in a split, however small the corpus
+FROM_ONE_STORY = 3  # at most so many excerpts for relations or translation
 TITLE = {"en": "\n\nTitle:", "zh": "\n\n标题："}
 ANSWER = {"en": "\n\nQuestion: {}\nAnswer:", "zh": "\n\n问：{}\n答："}
 RELATIONS = {"en": "\n\nWho did what to whom?\n", "zh": "\n\n谁对谁做了什么？\n"}
@@ -47,6 +58,10 @@ REQUESTS = {
         "请讲一个故事，里面有{hero}和{key}。",
     ),
 }
+GO_ON = {
+    "en": ("What happened next?", "And then?", "Go on, please."),
+    "zh": ("后来呢？", "然后呢？", "请接着讲。"),
+}
 TOKEN = {"en": re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s\b|[^\sA-Za-z]"), "zh": re.compile(r"\S")}
 # What an entity is tagged as: its part in the story or else its type. Which name is the hero's and
 # which thing matters is not to be seen from the word alone.
@@ -55,40 +70,43 @@ TAGS_OF_TYPES = {"person": "PERSON", "animal": "ANIMAL", "object": "THING", "pla
 LIVING = {"person", "animal"}
 PRONOUN = re.compile(r"\b(?:he|she|his|her|him)\b|[他她]", re.IGNORECASE)
 PLOTS_KEPT_BACK_ONE_IN = 3  # to see whether moods were understood
-# A story with the turns around it shall fit a context of 256 tokens, at some four bytes each.
-CHAT_BYTES, TURN_BYTES = 730, 80
-MOST_BEATS, MOST_EVENTS = 3, 3  # of an excerpt whose relations are asked for
+# A conversation shall fit a context of 256 tokens, at some four bytes each and six of marks a turn.
+CHAT_BYTES, TURN_BYTES = 800, 40
+BEATS_TOLD = 2  # at a time
+MOST_BEATS, MOST_EVENTS = 2, 3  # of an excerpt whose relations are asked for
 
 
 def story_tasks(seed, language=None, share=1.0):
     """{task: {split: examples}} from stories of both languages, or of one.
 
-    val and test have held-out stories, none of them the same. `share` of SIZES are made.
+    val and test have held-out stories, and no example that another split has. `share` of SIZES are
+    made.
     """
     seed = crc32(f"tasks {seed}".encode())  # for stories that the corpus of this seed lacks
     held_out = generate(seed, True, language)
     stories = {"train": generate(seed, False, language), "val": held_out, "test": held_out}
-    splits = {}
-    for split, size in SIZES.items():
+    splits, seen = {}, {task: set() for task in MAKERS}
+    for i, split in enumerate(SPLITS):
         random = Random(crc32(f"{seed} {split}".encode())).random
-        splits[split] = examples_of(stories[split], max(FEWEST, round(size * share)), random)
-    return {task: {split: splits[split][task] for split in SIZES} for task in MAKERS}
+        sizes = {task: max(FEWEST, round(SIZES[task][i] * share)) for task in MAKERS}
+        splits[split] = examples_of(stories[split], sizes, random, seen)
+    return {task: {split: splits[split][task] for split in SPLITS} for task in MAKERS}
 
 
-def examples_of(stories, number, random):
-    """{task: examples}, so many of each task, from the next of the stories."""
+def examples_of(stories, sizes, random, seen):
+    """{task: examples}, so many of each task, from the next of the stories; `seen` are left out."""
 
     def pick(options):
         return options[int(random() * len(options))]
 
     made, counts = {task: [] for task in MAKERS}, Counter()
-    wanted = {task: round(number * SHARES.get(task, 1)) for task in MAKERS}
-    while unfinished := [task for task in MAKERS if len(made[task]) < wanted[task]]:
+    while unfinished := [task for task in MAKERS if len(made[task]) < sizes[task]]:
         story = next(stories)
         for task in unfinished:
-            example = MAKERS[task](story, pick, counts)
-            made[task] += [example] if example else []
-    return made
+            new = [e for e in MAKERS[task](story, pick, counts) if str(e) not in seen[task]]
+            made[task] += new
+            seen[task].update(map(str, new))
+    return {task: examples[: sizes[task]] for task, examples in made.items()}
 
 
 # -------------------------------------------------------------------------------------- questions
@@ -118,10 +136,11 @@ def forms_of_questions():
 
 @lru_cache(maxsize=1)  # two tasks ask about the same story
 def questions(story):
-    """[(kind, question, answer)]: all that can be asked of a story and has one right answer."""
+    """[(kind, question, answer, beat)]: all that a story tells with one right answer, and where."""
     language = story.language
     entities = {entity.name: entity for entity in story.entities}
-    found = {ABOUT[language]: ("hero", story_names(story, "hero"))}
+    found = {ABOUT[language]: ("hero", story_names(story, "hero"), 0)}
+    ends = [end for _, end in story.beats]
     for event in story.events:
         for form in forms_of_questions().get(event.verb, ()):
             if has_one_answer(form, event, story, entities):
@@ -130,11 +149,12 @@ def questions(story):
                 }
                 answer = getattr(event, form.asked)
                 answer = at_place(answer) if form.asked == "place" else answer
-                found[form.wording[language].format(**given)] = (form.kind, answer)
+                beat = bisect_right(ends, event.start)
+                found[form.wording[language].format(**given)] = (form.kind, answer, beat)
     return [
-        (kind, question, answer)
-        for question, (kind, answer) in found.items()
-        if answer not in question
+        (kind, question, answer, beat)
+        for question, (kind, answer, beat) in found.items()
+        if answer not in question and answer in story.text[slice(*story.beats[beat])]
     ]
 
 
@@ -220,21 +240,19 @@ def nouns_by_name():
     return {word.en: word for word in nouns} | {word.zh: word for word in nouns}
 
 
-# ------------------------------------- the tasks: an example of a story, or None
+# ----------------------------------------------------------- the tasks: the examples of a story
 
 
 def qa(story, pick, counts):
-    """A story and a question, of a kind that was asked least often so far."""
-    question, answer = ask(questions(story), pick, counts)
-    return completion(story.text + ANSWER[story.language].format(question), answer, story.language)
-
-
-def ask(choice, pick, counts):
-    """(question, answer), one of a choice of questions; its kind is counted."""
-    fewest = min(counts[kind] for kind, _, _ in choice)
-    kind, question, answer = pick([asked for asked in choice if counts[asked[0]] == fewest])
-    counts[kind] += 1
-    return question, answer
+    """Sentences of a story, each with a question that it answers."""
+    return [
+        completion(
+            story.text[slice(*story.beats[beat])] + ANSWER[story.language].format(question),
+            answer,
+            story.language,
+        )
+        for _, question, answer, beat in questions(story)
+    ]
 
 
 def completion(prompt, text, language):
@@ -243,8 +261,11 @@ def completion(prompt, text, language):
 
 
 def title(story, pick, counts):
-    """A story and its title."""
-    return completion(story.text + TITLE[story.language], story.title, story.language)
+    """The first paragraph of a story and its title, which names the thing that it is about."""
+    paragraph = story.text.split("\n")[0]
+    if story_names(story, "key") not in paragraph:
+        return []
+    return [completion(paragraph + TITLE[story.language], story.title, story.language)]
 
 
 def mood(story, pick, counts):
@@ -256,9 +277,9 @@ def mood(story, pick, counts):
     is_kept_back = names.index(story.plot) % PLOTS_KEPT_BACK_ONE_IN == 1
     other = "happy" if story.ending == "sad" else "sad"
     if is_kept_back != story.held_out or counts[story.ending] > counts[other]:
-        return None
+        return []
     counts[story.ending] += 1
-    return {"text": story.text_before_ending, "label": story.ending}
+    return [{"text": story.text_before_ending, "label": story.ending}]
 
 
 def entities(story, pick, counts):
@@ -271,10 +292,8 @@ def entities(story, pick, counts):
     tag_at = {start: "B-" + tag for start, _, tag in spans}
     tag_at |= {i: "I-" + tag for start, end, tag in spans for i in range(start + 1, end)}
     tokens = list(TOKEN[story.language].finditer(story.text.split("\n")[0]))
-    return {
-        "tokens": [token[0] for token in tokens],
-        "tags": [tag_at.get(token.start(), "O") for token in tokens],
-    }
+    tags = [tag_at.get(token.start(), "O") for token in tokens]
+    return [{"tokens": [token[0] for token in tokens], "tags": tags}]
 
 
 def relations(story, pick, counts):
@@ -286,11 +305,21 @@ def relations(story, pick, counts):
             events = [event for event in story.events if start <= event.start < end]
             if 1 <= len(events) <= MOST_EVENTS and all_named(events, start, end, story):
                 excerpts.append((story.text[start:end], events))
-    if not excerpts:
-        return None
-    text, events = pick(excerpts)
-    lines = [" | ".join(filter(None, event[:5])) for event in events]
-    return {"prompt": text + RELATIONS[story.language], "completion": "\n".join(lines)}
+    examples = []
+    for text, events in some(excerpts, pick):
+        lines = [" | ".join(filter(None, event[:5])) for event in events]
+        prompt = text + RELATIONS[story.language]
+        examples.append({"prompt": prompt, "completion": "\n".join(lines)})
+    return examples
+
+
+def some(things, pick):
+    """At most FROM_ONE_STORY of the things, picked at random."""
+    left, picked = list(things), []
+    while left and len(picked) < FROM_ONE_STORY:
+        picked.append(pick(left))
+        left.remove(picked[-1])
+    return picked
 
 
 def all_named(events, start, end, story):
@@ -302,35 +331,43 @@ def all_named(events, start, end, story):
 
 
 def translation(story, pick, counts):
-    """A sentence or two of a story, and the same of its translation."""
-    other = story.translation()
-    first = pick(range(len(story.beats) - 1))
-    last = first + pick((0, 1))
-    source, target = (
-        told.text[told.beats[first][0] : told.beats[last][1]] for told in (story, other)
-    )
-    return completion(source + TRANSLATION[story.language], target, other.language)
+    """Sentences of a story, each with the same sentence of its translation."""
+    other, examples = story.translation(), []
+    for beat in some(range(len(story.beats)), pick):
+        source, target = (told.text[slice(*told.beats[beat])] for told in (story, other))
+        prompt = source.strip() + TRANSLATION[story.language]
+        examples.append(completion(prompt, target.strip(), other.language))
+    return examples
 
 
 def chat(story, pick, counts):
-    """A conversation: somebody wishes for a story and then asks about it, once or twice."""
-    left = CHAT_BYTES - len(story.text.encode())
-    if left < 0:
-        return None
-    choice = questions(story)
-    turns = [(request(story, pick), story.text), ask(choice, pick, counts)]
-    asked, told = turns[1]
-    others = [
-        new for new in choice if new[1] != asked and told not in new[1] and new[2] not in asked
-    ]
-    if others and left > TURN_BYTES:
-        turns.append(ask(others, pick, counts))
+    """A conversation: a story is told a little at a time, and asked about in between."""
+    choice, turns, whole = questions(story), [], []
+    wish = request(story, pick)
+    for first in range(0, len(story.beats), BEATS_TOLD):
+        told = story.beats[first : first + BEATS_TOLD]
+        turns.append((wish, story.text[told[0][0] : told[-1][1]].strip()))
+        asked = [new for new in choice if first <= new[3] < first + BEATS_TOLD]
+        if asked:
+            turns.append(ask(asked, pick, counts))
+        if sum(TURN_BYTES + len((a + b).encode()) for a, b in turns) > CHAT_BYTES:
+            break
+        whole = list(turns) if asked else whole  # it ends with an answer that can be checked
+        wish = pick(GO_ON[story.language])
     messages = [
         {"role": role, "content": content}
-        for turn in turns
+        for turn in whole
         for role, content in zip(("user", "assistant"), turn)
     ]
-    return {"messages": messages}
+    return [{"messages": messages}] if messages else []
+
+
+def ask(choice, pick, counts):
+    """(question, answer), one of a choice of questions, of a kind asked least often so far."""
+    fewest = min(counts[new[0]] for new in choice)
+    kind, question, answer, _ = pick([new for new in choice if counts[new[0]] == fewest])
+    counts[kind] += 1
+    return question, answer
 
 
 def request(story, pick):

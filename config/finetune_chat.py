@@ -1,0 +1,17 @@
+# Chat: a story is told a little at a time, and asked about in between.
+#   python finetune.py config/finetune_chat.py
+task = "chat"
+dataset = "stories/tasks/chat"
+init_from = "out/stories"
+out_dir = "out/chat"
+
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+batch_size = 16
+max_iters = 600
+
+optimizer = "muon"
+learning_rate = 2e-2  # of the embedding and the head
+muon_learning_rate = 0.06  # of the matrices between them
+beta1 = 0.8
+
+eval_interval = 150

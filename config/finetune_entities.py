@@ -1,0 +1,17 @@
+# Named entities: who is the hero of a story, what is it about, who and what else is in it?
+#   python finetune.py config/finetune_entities.py
+task = "tagging"
+dataset = "stories/tasks/entities"
+init_from = "out/stories"
+out_dir = "out/entities"
+
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+batch_size = 16
+max_iters = 500
+
+optimizer = "muon"
+learning_rate = 1e-2  # of the embedding and the head
+muon_learning_rate = 0.04  # of the matrices between them
+beta1 = 0.8
+
+eval_interval = 125

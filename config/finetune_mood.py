@@ -1,0 +1,17 @@
+# Classification: will the story end happily? Its ending is left out, and its plot is new.
+#   python finetune.py config/finetune_mood.py
+task = "classification"
+dataset = "stories/tasks/mood"
+init_from = "out/stories"
+out_dir = "out/mood"
+
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+batch_size = 16
+max_iters = 180
+
+optimizer = "muon"
+learning_rate = 5e-3  # of the embedding and the head
+muon_learning_rate = 0.02  # of the matrices between them
+beta1 = 0.8
+
+eval_interval = 30

@@ -1,0 +1,17 @@
+# Relations: who did what to whom in a few sentences, a line for each event.
+#   python finetune.py config/finetune_relations.py
+task = "completion"
+dataset = "stories/tasks/relations"
+init_from = "out/stories"
+out_dir = "out/relations"
+
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+batch_size = 48
+max_iters = 500
+
+optimizer = "muon"
+learning_rate = 2e-2  # of the embedding and the head
+muon_learning_rate = 0.06  # of the matrices between them
+beta1 = 0.8
+
+eval_interval = 125

@@ -1,0 +1,17 @@
+# Translation of sentences, from English to Chinese and from Chinese to English.
+#   python finetune.py config/finetune_translation.py
+task = "completion"
+dataset = "stories/tasks/translation"
+init_from = "out/stories"
+out_dir = "out/translation"
+
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+batch_size = 48
+max_iters = 600
+
+optimizer = "muon"
+learning_rate = 2e-2  # of the embedding and the head
+muon_learning_rate = 0.06  # of the matrices between them
+beta1 = 0.8
+
+eval_interval = 150

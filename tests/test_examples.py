@@ -1,0 +1,195 @@
+"""Files of examples: every usual form is read, and whatever is wrong is named with its line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.examples import in_bio, open_examples
+from support.labelling import gaps, word_tokens, words_of
+from support.tokenizer import byte_tokenizer
+
+MOODS = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(40)]
+
+
+def wrote(name, content):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(content, str):
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content)
+    path.write_text(content, encoding="utf-8")
+    return name
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_folder_has_a_file_for_each_split():
+    for split, n in (("train", 30), ("validation", 6), ("test", 4)):
+        wrote(f"moods/{split}.jsonl", MOODS[:n])
+    found = open_examples("moods", "classification")
+    assert {split: len(lines) for split, lines in found.items()} == {
+        "train": 30,
+        "val": 6,
+        "test": 4,
+    }
+
+
+def test_a_single_file_is_split_by_hash_with_equal_lines_together():
+    wrote("moods.jsonl", MOODS + MOODS)
+    found = open_examples("moods.jsonl", "classification", val_fraction=0.2)
+    texts = {split: {line["text"] for line in lines} for split, lines in found.items()}
+    assert {split: len(lines) for split, lines in found.items()} == {
+        "train": 48,
+        "val": 16,
+        "test": 16,
+    }
+    assert not texts["train"] & texts["val"] and not texts["val"] & texts["test"]
+    assert open_examples("moods.jsonl", "classification", val_fraction=0.2) == found
+    wrote("moods.jsonl", list(reversed(MOODS + MOODS)))
+    again = open_examples("moods.jsonl", "classification", val_fraction=0.2)
+    assert {line["text"] for line in again["val"]} == texts["val"]  # whatever their order
+
+
+def test_a_folder_without_a_test_file_is_tested_on_its_validation_examples():
+    wrote("moods/train.jsonl", MOODS)
+    wrote("moods/dev.jsonl", MOODS[:4])
+    found = open_examples("moods", "classification")
+    assert found["test"] == found["val"] and len(found["val"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.csv", 'text,label\n"one, two",good\nthree,bad\nfour,bad\nfive,good\n'),
+        ("m.tsv", "label\ttext\ngood\tone, two\nbad\tthree\nbad\tfour\ngood\tfive\n"),
+        ("m.csv", '\ufefftext,label\r\n"one, two",good\r\nthree,bad\r\nfour,bad\r\nfive,good\r\n'),
+    ],
+)
+def test_tables_are_read_by_the_names_of_their_columns(name, content):
+    wrote(name, content)
+    found = open_examples(name, "classification", val_fraction=0.25)
+    lines = found["train"] + found["val"] + found["test"]
+    assert {"text": "one, two", "label": "good"} in lines and len(lines) == 4
+
+
+def test_a_files_own_names_can_be_told():
+    wrote("m.csv", "message,topic\nhello,greeting\nbye,parting\nhi,greeting\nciao,parting\n")
+    fields = ("text=message", "label=topic")
+    found = open_examples("m.csv", "classification", fields=fields)
+    assert {line["label"] for line in found["train"]} <= {"greeting", "parting"}
+    with pytest.raises(SystemExit, match="--fields text=THEIRS"):
+        open_examples("m.csv", "classification")
+    with pytest.raises(SystemExit, match="OURS=THEIRS"):
+        open_examples("m.csv", "classification", fields=("text",))
+
+
+def test_alpaca_is_read_as_completions_and_as_conversations():
+    lines = [
+        {"instruction": f"Add {i}.", "input": "1" if i % 2 else "", "output": f"{i + 1}"}
+        for i in range(40)
+    ]
+    Path("alpaca.json").write_text(json.dumps(lines), encoding="utf-8")
+    found = open_examples("alpaca.json", "completion")
+    every = [line for lines in found.values() for line in lines]
+    assert {
+        "prompt": "### Instruction:\nAdd 1.\n\n### Input:\n1\n\n### Response:\n",
+        "completion": "2",
+    } in every
+    assert {"prompt": "### Instruction:\nAdd 2.\n\n### Response:\n", "completion": "3"} in every
+    talks = open_examples("alpaca.json", "chat")["train"]
+    asked = {"role": "user", "content": "Add 1.\n\n1"}
+    assert {"messages": [asked, {"role": "assistant", "content": "2"}]} in talks
+
+
+CONLL = """-DOCSTART- -X- O O
+
+EU NNP I-NP I-ORG
+rejects VBZ I-VP O
+German JJ I-NP I-MISC
+
+Peter NNP I-NP I-PER
+Blackburn NNP I-NP I-PER
+"""
+
+
+def test_columns_of_conll_are_sentences_of_words_and_tags():
+    for name in ("eng.train", "eng.testa", "eng.testb"):
+        wrote(f"conll/{name}", CONLL)
+    found = open_examples("conll", "tagging", format="conll")
+    assert found["test"] == [
+        {"tokens": ["EU", "rejects", "German"], "tags": ["B-ORG", "O", "B-MISC"]},
+        {"tokens": ["Peter", "Blackburn"], "tags": ["B-PER", "I-PER"]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tags", "bio"),
+    [
+        ("I-A I-A O I-B", "B-A I-A O B-B"),
+        ("S-A B-B E-B", "B-A B-B I-B"),
+        ("U-A B-B I-B L-B", "B-A B-B I-B I-B"),
+        ("B-A B-A I-A", "B-A B-A I-A"),
+        ("I-A I-B", "B-A B-B"),
+    ],
+)
+def test_every_usual_scheme_of_tags_becomes_bio(tags, bio):
+    assert in_bio(tags.split()) == bio.split()
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "told"),
+    [
+        ("classification", '{"text": "a", "label": "b"}\n{"text": ', "line 2: not JSON"),
+        ("classification", '{"text": "a"}\n', "line 1"),
+        ("classification", '{"text": "a", "label": ""}\n', "the label is empty"),
+        ("classification", '{"text": 5, "label": "b"}\n', "text must be text"),
+        ("classification", "[1]\n", "expected an object"),
+        ("completion", '{"prompt": "a"}\n', "no field 'completion'"),
+        ("completion", "\n\n", "empty"),
+        ("text", "", "empty"),
+        ("chat", '{"messages": "hi"}\n', "expected"),
+        ("chat", '{"messages": [{"role": "bot", "content": "hi"}]}\n', "role=bot"),
+        ("chat", '{"messages": [{"role": "user", "content": "hi"}]}\n', "assistant says nothing"),
+        ("chat", '{"messages": [{"role": "assistant"}]}\n', "no field 'content'"),
+        ("tagging", '{"tokens": ["a", "b"], "tags": ["O"]}\n', "2 tokens and 1 tags"),
+        ("tagging", '{"tokens": ["a"], "tags": ["PERSON"]}\n', "the tag 'PERSON'"),
+        ("tagging", '{"tokens": [], "tags": []}\n', "no tokens"),
+        ("tagging", '{"tokens": "a", "tags": ["O"]}\n', "list of texts"),
+    ],
+)
+def test_a_wrong_line_is_named_and_what_was_expected(task, lines, told):
+    wrote("x.jsonl", lines)
+    with pytest.raises(SystemExit, match=r"x\.jsonl") as stop:
+        open_examples("x.jsonl", task)
+    assert told in str(stop.value)
+
+
+def test_what_is_not_there_or_too_little_is_told():
+    with pytest.raises(SystemExit, match="no such file"):
+        open_examples("nowhere", "text")
+    Path("empty").mkdir()
+    with pytest.raises(SystemExit, match=r"train\.jsonl"):
+        open_examples("empty", "text")
+    wrote("two.jsonl", [{"text": "a"}, {"text": "b"}])
+    with pytest.raises(SystemExit, match="too few"):
+        open_examples("two.jsonl", "text")
+    wrote("words.txt", "a O\n")
+    with pytest.raises(SystemExit, match="--task=tagging"):
+        open_examples("words.txt", "text")
+    Path("gbk.jsonl").write_bytes('{"text": "中文"}'.encode("gbk"))
+    with pytest.raises(SystemExit, match="not UTF-8"):
+        open_examples("gbk.jsonl", "text")
+
+
+def test_words_are_joined_as_in_running_text_and_each_has_an_end():
+    english = ["\u201c", "Mei", "'s", "kite", ",", "(", "red", ")", "!"]
+    assert "".join(g + w for g, w in zip(gaps(english), english)) == "\u201cMei's kite, (red)!"
+    chinese = list("梅在Park里。")
+    assert set(gaps(["梅", "在", "里", "。"])) == {""}
+    tokens, ends = word_tokens(chinese, byte_tokenizer())
+    assert byte_tokenizer().decode(tokens).replace(" ", "") == "梅在Park里。"
+    assert ends == sorted(ends) and ends[-1] == len(tokens) - 1
+    assert words_of("Mei's kite, 风筝!") == ["Mei's", "kite", ",", "风", "筝", "!"]
