@@ -197,9 +197,11 @@ def to_nanogpt_folder(config):
 
 def to_shiftgpt(config):
     """Write a checkpoint of ours that `train.py --init_from=resume` goes on from."""
+    checkpoint = as_checkpoint(config)
     with new_folder(config.out) as folder:
-        save_checkpoint(folder / LAST, as_checkpoint(config))
-    print(f"{config.out} is written; go on with: python train.py --init_from=resume", end=" ")
+        save_checkpoint(folder / LAST, checkpoint)
+    script = "finetune.py" if "task" in checkpoint else "train.py"
+    print(f"{config.out} is written; go on with: python {script} --init_from=resume", end=" ")
     print(f"--out_dir={config.out}")
 
 

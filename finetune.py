@@ -87,30 +87,30 @@ class FinetuneConfig(TrainConfig):
     # how; as in train.py, with defaults for a model that knows a language already
     block_size: int | None = None  # context; None: the model's
     batch_size: int = 8  # examples at a time
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = 1  # so many times before an update
     epochs: float = 3.0  # times through the examples
     max_iters: int | None = None  # updates; None: what the epochs take
-    learning_rate: float = 5e-5
-    warmup_iters: int = 20
-    min_lr: float = 0.0
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"
-    weight_decay: float = 0.0
-    eval_interval: int = 100
-    eval_iters: int = 0
-    log_interval: int = 10
+    learning_rate: float = 5e-5  # for a large model; lora likes 2e-4, a very small model 1e-2
+    warmup_iters: int = 20  # updates in which the rates rise
+    min_lr: float = 0.0  # what learning_rate falls to
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"  # of the rates
+    weight_decay: float = 0.0  # of matrices
+    eval_interval: int = 100  # updates between evaluations
+    eval_iters: int = 0  # batches of the validation examples that are evaluated; 0: all
+    log_interval: int = 10  # updates between lines of the log
     best_metric: str | None = None  # what the best checkpoint is best in; None: the task's own
     compile: bool | Literal["auto"] = False  # examples differ in length
 
     def __post_init__(self):
-        steps, self.max_iters = self.max_iters, self.max_iters or 0
         super().__post_init__()
-        self.max_iters = steps
         for name in ("last_blocks", "lora_rank", "adapter_size", "prefix_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("lora_dropout", "word_deletion", "word_swap", "token_shift", "val_fraction"):
+        for name in ("lora_dropout", "word_deletion", "word_swap", "token_shift"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if not 0 < self.val_fraction < 0.5:
+            raise ValueError(f"val_fraction={self.val_fraction} must be above 0 and below 0.5")
         if not 0 <= self.teacher_weight <= 1 or self.teacher_temperature <= 0 or self.epochs <= 0:
             raise ValueError(
                 "teacher_weight must be 0 to 1, teacher_temperature and epochs above 0, not "
@@ -121,8 +121,8 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(
                 f"lora_targets={' '.join(self.lora_targets)}: expected some of {' '.join(MATRICES)}"
             )
-        if self.target_shift != 1 or self.document_mask:
-            raise ValueError("target_shift and document_mask are for train.py; leave them out")
+        if self.target_shift != 1:
+            raise ValueError(f"target_shift={self.target_shift} is for train.py; leave it out")
         if self.merge and self.method != "lora":
             raise ValueError(f"merge=True is for --method=lora, not {self.method}")
         if self.generative and self.task != "classification":

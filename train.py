@@ -112,12 +112,12 @@ class TrainConfig(ModelConfig):
             ("max_minutes", 0),
             ("patience", 0),
             ("sample_tokens", 0),
+            ("vocab_size", 1),
+            ("lr_decay_iters", 1),
         ):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("vocab_size", "lr_decay_iters"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
         for name in ("label_smoothing", "ema_decay", "cooldown", "beta1", "beta2"):

@@ -7,11 +7,11 @@ out_dir = "out/mood"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
-max_iters = 180
+max_iters = 90
 
 optimizer = "muon"
-learning_rate = 5e-3  # of the embedding and the head
-muon_learning_rate = 0.02  # of the matrices between them
+learning_rate = 1e-3  # of the embedding and the head
+muon_learning_rate = 0.005  # of the matrices between them
 beta1 = 0.8
 
-eval_interval = 30
+eval_interval = 15

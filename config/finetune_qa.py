@@ -7,11 +7,12 @@ out_dir = "out/qa"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 64
-max_iters = 600
+max_iters = 560
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head
 muon_learning_rate = 0.06  # of the matrices between them
 beta1 = 0.8
 
-eval_interval = 150
+eval_iters = 3  # batches
+eval_interval = 140

@@ -1,4 +1,4 @@
-# Summary in a line: the first paragraph of a story, and its title.
+# A headline: two sentences of a story, and its title.
 #   python finetune.py config/finetune_title.py
 task = "completion"
 dataset = "stories/tasks/title"
@@ -6,12 +6,13 @@ init_from = "out/stories"
 out_dir = "out/title"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
-batch_size = 16
-max_iters = 600
+batch_size = 48
+max_iters = 540
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head
 muon_learning_rate = 0.06  # of the matrices between them
 beta1 = 0.8
 
-eval_interval = 150
+eval_iters = 3  # batches
+eval_interval = 180

@@ -14,4 +14,5 @@ learning_rate = 2e-2  # of the embedding and the head
 muon_learning_rate = 0.06  # of the matrices between them
 beta1 = 0.8
 
+eval_iters = 2  # batches
 eval_interval = 150

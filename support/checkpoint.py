@@ -171,8 +171,9 @@ def merged_checkpoint(path):
             "program knows it; train with --method=lora or full"
         )
     model, _, _ = load_model(path)
-    whole = {"model": model.state_dict(), "ema": None, "optimizer": {}, "method": None}
-    return checkpoint | whole
+    whole = {"model": model.state_dict(), "ema": None, "optimizer": {}}
+    whole["method"] = {"method": "full"}
+    return checkpoint | whole | {"train_config": checkpoint["train_config"] | whole["method"]}
 
 
 def huggingface_folder(source):

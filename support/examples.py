@@ -47,8 +47,7 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1):
     """
     path = Path("data") / path if (Path("data") / path).exists() else Path(path)
     if not path.exists():
-        near = f"; {path.parent} holds {listing(path.parent)}" if path.parent.is_dir() else ""
-        raise SystemExit(f"dataset={path}: there is no such file or folder{near}")
+        raise SystemExit(f"dataset={path}: there is no such file or folder{advice_on(path)}")
     renamed = dict(pair_in(pair) for pair in fields)
     files = files_in(path) if path.is_dir() else {"train": path}
     found = {
@@ -59,6 +58,15 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1):
         found |= split_by_hash(found["train"], shares, found.get("test"), path)
     found["test"] = found.get("test") or found["val"]
     return found
+
+
+def advice_on(path):
+    """What is there instead of `path`, or the command that makes it."""
+    if path.parent.is_dir():
+        return f"; {path.parent} holds {listing(path.parent)}"
+    if path.parent.name == "tasks":
+        return f"; make it with: python prepare_data.py {path.parent.parent.name}"
+    return ""
 
 
 def listing(folder):
@@ -175,12 +183,12 @@ def columns(stream):
         if cells and cells[0] != "-DOCSTART-":
             if len(cells) < 2:
                 raise SystemExit(f"{stream.name}, line {number}: expected WORD TAG, found {line!r}")
+            first = first if tokens else number
             tokens.append(cells[0])
             tags.append(cells[-1])
         elif tokens:
             yield first, {"tokens": tokens, "tags": tags}
             tokens, tags = [], []
-        first = first if tokens[1:] else number
 
 
 READERS = {

@@ -50,6 +50,8 @@ def begin(config, resumed):
     else:
         path = (config.dataset, config.task, config.format, config.fields, config.val_fraction)
         lines = open_examples(*path)
+        if config.document_mask:
+            raise SystemExit("document_mask=True: examples never see each other; leave it out")
         data = describe(config, lines, documents)
     task = open_task(config, lines, tokenizer, documents)
     if resumed:
@@ -127,6 +129,11 @@ def check_resumed(resumed, task, data):
 
 def start_from(config):
     """(model, tokenizer, number of documents it was trained on) of `init_from`."""
+    if config.init_from == "scratch":
+        raise SystemExit(
+            "init_from=scratch: finetune.py needs a trained model, init_from=PATH; with "
+            "--pretrained=False it takes its shape alone and draws the weights"
+        )
     model, tokenizer, checkpoint = load_model(config.init_from)
     tokenizer = tokenizer or assumed_tokenizer(config.init_from)
     if model.config.n_labels:

@@ -1,7 +1,10 @@
 """What the READMEs say is so: their commands run, their knobs and files exist."""
 
+import io
+import json
 import re
 import shlex
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from bench import BenchConfig
 from convert import ConvertConfig
+from finetune import FinetuneConfig
 from model import ModelConfig, Transformer
 from prepare_data import PrepareConfig
 from sample import SampleConfig
@@ -21,6 +25,7 @@ from train import TrainConfig
 READMES = ["README.md", "README.zh.md"]
 CONFIGS = {
     "train.py": TrainConfig,
+    "finetune.py": FinetuneConfig,
     "sample.py": SampleConfig,
     "prepare_data.py": PrepareConfig,
     "convert.py": ConvertConfig,
@@ -31,6 +36,8 @@ SHORTER = {
     "train.py": "--n_layer=1 --n_head=2 --n_embd=16 --block_size=32 --batch_size=2 --max_iters=3 "
     "--gradient_accumulation_steps=1 --eval_iters=1 --sample_tokens=3 --device=cpu "
     "--compile=False",
+    "finetune.py": "--block_size=64 --batch_size=2 --gradient_accumulation_steps=1 --max_iters=2 "
+    "--eval_iters=1 --eval_interval=2 --device=cpu",
     "sample.py": "--max_new_tokens=5 --device=cpu",
     "prepare_data.py": "",
     "convert.py": "",
@@ -59,6 +66,18 @@ def tiny_gpt2(folder):
     write_model(folder, Transformer(shape), tokenizer)
 
 
+def small_files_of_examples():
+    """The files of examples that the READMEs speak of."""
+    asked = [{"instruction": f"Name {i}.", "input": "", "output": f"{i}"} for i in range(20)]
+    Path("alpaca.json").write_text(json.dumps(asked), encoding="utf-8")
+    rows = [f"hello {i},{'ab'[i % 2]}" for i in range(40)]
+    Path("messages.csv").write_text("message,topic\n" + "\n".join(rows), encoding="utf-8")
+    Path("conll2003").mkdir()
+    for split in ("train", "testa", "testb"):
+        words = "EU NNP B-ORG\nsaid VBD O\nso RB O\n\n" * 4
+        Path(f"conll2003/eng.{split}").write_text(words, encoding="utf-8")
+
+
 @pytest.fixture
 def user(tmp_path, monkeypatch):
     """A function that types a command, in a folder like a fresh clone with the user's own texts."""
@@ -69,6 +88,8 @@ def user(tmp_path, monkeypatch):
     Path("my_project").mkdir()
     Path("my_project/main.py").write_text("print('hello')\n" * 100, encoding="utf-8")
     tiny_gpt2("models/gpt2")
+    small_files_of_examples()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     call(monkeypatch, "prepare_data.py", "shakespeare.txt", "--dataset=shakespeare_char")
 
     def type_in(script, *options):
@@ -104,7 +125,7 @@ def test_the_commands_that_are_not_run_here_are_understood(readme, monkeypatch):
         if words[0] == "torchrun":
             words = ["python", *words[next(i for i, w in enumerate(words) if w == "train.py") :]]
         if is_script(words) and "--help" not in words:
-            takes_files = words[1] in ("train.py", "sample.py")
+            takes_files = words[1] in ("train.py", "finetune.py", "sample.py")
             load_config(CONFIGS[words[1]], words[2:], takes_files=takes_files)
         for name in words:
             if name.startswith("requirements"):
@@ -135,7 +156,7 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
     for path in re.findall(r"\]\(([^)]*)\)", text):
         assert (REPOSITORY / path).exists(), path
     told = re.findall(r"\]\((\w+\.py)\) \| (\d+) \|", text)
-    assert len(told) == 6
+    assert len(told) == 7
     for path, lines in told:
         length = len((REPOSITORY / path).read_text(encoding="utf-8").splitlines())
         assert int(lines) == pytest.approx(length, rel=0.1), path

@@ -30,7 +30,7 @@ from .story import generate
 SPLITS = "train", "val", "test"
 SIZES = {  # examples in each split
     "qa": (16000, 200, 400),
-    "title": (4000, 200, 400),
+    "title": (8000, 200, 400),
     "mood": (1000, 100, 200),
     "entities": (4000, 200, 400),
     "relations": (8000, 200, 400),
@@ -261,11 +261,12 @@ def completion(prompt, text, language):
 
 
 def title(story, pick, counts):
-    """The first paragraph of a story and its title, which names the thing that it is about."""
-    paragraph = story.text.split("\n")[0]
-    if story_names(story, "key") not in paragraph:
-        return []
-    return [completion(paragraph + TITLE[story.language], story.title, story.language)]
+    """Two sentences, the first that name the thing a story is about, and the story's title."""
+    key = next(entity for entity in story.entities if entity.role == "key")
+    first = bisect_right([end for _, end in story.beats], key.spans[0][0])
+    told = story.beats[first : first + 2]
+    text = story.text[told[0][0] : told[-1][1]].strip()
+    return [completion(text + TITLE[story.language], story.title, story.language)]
 
 
 def mood(story, pick, counts):

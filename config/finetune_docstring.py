@@ -1,0 +1,19 @@
+# Real text: the source of a function of Python's standard library, and what its docstring says.
+#   python prepare_data.py python && python train.py config/python_code.py
+#   python finetune.py config/finetune_docstring.py
+task = "completion"
+dataset = "python/tasks/docstring"
+init_from = "out/python"
+out_dir = "out/docstring"
+
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+batch_size = 16
+max_iters = 600
+
+optimizer = "muon"
+learning_rate = 1e-2  # of the embedding and the head
+muon_learning_rate = 0.03  # of the matrices between them
+beta1 = 0.8
+
+eval_iters = 6  # batches
+eval_interval = 150

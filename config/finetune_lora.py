@@ -1,0 +1,22 @@
+# LoRA on somebody's language model with conversations of your own: the place to start from.
+#   python finetune.py config/finetune_lora.py --init_from=Qwen/Qwen3-0.6B --dataset=my_chats.jsonl
+# Models of a few billion weights need a GPU: 2 bytes a weight are not enough here, but 4.
+task = "chat"  # {"messages": [{"role": ..., "content": ...}]} in each line, or Alpaca's
+init_from = "Qwen/Qwen3-0.6B"
+dataset = "my_chats.jsonl"
+out_dir = "out/assistant"
+
+method = "lora"
+lora_rank = 16
+lora_alpha = 32.0
+lora_dropout = 0.05
+merge = True  # out/assistant/merged.pt, for convert.py
+
+block_size = 1024
+batch_size = 4
+gradient_accumulation_steps = 4  # 16 conversations a step
+epochs = 3
+learning_rate = 2e-4
+schedule = "cosine"
+eval_interval = 50
+eval_iters = 25

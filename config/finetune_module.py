@@ -1,0 +1,18 @@
+# Real text: from which module of Python's standard library is a function?
+#   python prepare_data.py python && python train.py config/python_code.py
+#   python finetune.py config/finetune_module.py
+task = "classification"
+dataset = "python/tasks/module"
+init_from = "out/python"
+out_dir = "out/module"
+
+fused_attention = False  # written out, attention over 256 positions is faster on a CPU
+batch_size = 16
+max_iters = 400
+
+optimizer = "muon"
+learning_rate = 5e-3  # of the embedding and the head
+muon_learning_rate = 0.02  # of the matrices between them
+beta1 = 0.8
+
+eval_interval = 100
