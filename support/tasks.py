@@ -22,6 +22,7 @@ import torch
 from model import IGNORED
 from sample import generate, next_token_distribution, token_before
 from support.chat import conversation, end_of_turn, opening
+from support.guesses import guessed_answers, guessed_classes, guessed_tags
 from support.labelling import word_tokens
 from support.metrics import (
     class_numbers,
@@ -29,9 +30,6 @@ from support.metrics import (
     draw_confusion,
     entity_numbers,
     entity_report,
-    guessed_answers,
-    guessed_classes,
-    guessed_tags,
     text_numbers,
 )
 
