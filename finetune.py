@@ -1,8 +1,12 @@
 """Teach a trained model a task by examples: `python finetune.py config/finetune_mood.py`.
 
-An example becomes inputs and targets like any text, but that a target is -1 wherever nothing is to
-be learned: in a question, in what the user of a chat says (support/tasks.py). The examples of a
-step are put into rows, and go through train.py's loop.
+An example becomes inputs and targets as in training, but that a target is -1 wherever nothing is to
+be learned: in a question, in what the user of a chat says (support/tasks.py).
+
+    inputs     Who   lost   it   ?   Answer   :     Mei
+    targets    -1    -1     -1   -1  -1       Mei   <|endoftext|>
+
+The examples of a step are put into rows, and go through train.py's loop: there is no other here.
 """
 
 import dataclasses

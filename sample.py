@@ -467,6 +467,8 @@ def load_for_sampling(config, world):
     source, base = (config.adapter, source) if config.adapter else (source, None)
     model, tokenizer, checkpoint = load_model(source, world.device, dtype=None, base=base)
     print(in_a_line(checkpoint), file=sys.stderr)
+    if config.adapter and "base" not in (checkpoint.get("method") or {}):
+        raise SystemExit(f"adapter={source} is a whole model: --out_dir={source} reads it")
     tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"])
     rows_at_once = config.num_samples * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
@@ -525,6 +527,8 @@ def main():
         model, tokenizer, checkpoint = load_for_sampling(config, world)
         documents = checkpoint["data"].get("train_documents", 0)
         if config.chat:
+            if not (tokenizer.chat_template or checkpoint.get("task", {}).get("task") == "chat"):
+                print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
             sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
             converse(model, tokenizer, config, sys.stdout)
             return

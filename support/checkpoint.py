@@ -112,9 +112,9 @@ def load_model(source, device="cpu", dtype=torch.float32, base=None):
         return model.to(device), tokenizer, checkpoint
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path) | {"path": path}
-    checkpoint["model"] |= checkpoint["ema"] or {}
     try:
-        model = merge_lora(model_in(checkpoint, base))
+        averaged = {**checkpoint["model"], **(checkpoint["ema"] or {})}
+        model = merge_lora(model_in(checkpoint | {"model": averaged}, base))
         tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SystemExit(f"{path} is not whole, or of another version: {error!r:.200}") from None

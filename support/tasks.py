@@ -68,7 +68,11 @@ class Task:
         self.long = "chunk" if config.task == "text" else config.long
 
     def encode(self, text):
-        return self.tokenizer.encode(text).tolist()
+        """The tokens of a text; exits for a character that the tokenizer does not know."""
+        try:
+            return self.tokenizer.encode(text).tolist()
+        except ValueError as error:
+            raise SystemExit(f"{self.config.dataset}: {error}") from None
 
     def examples(self, line):
         """The Examples of a line, of any length."""
@@ -413,7 +417,4 @@ def open_task(config, lines, tokenizer, documents):
     before = token_before(tokenizer, documents)
     first = [] if before is None else [before]
     Kind = WrittenClass if config.generative else TASKS[config.task]
-    try:
-        return Kind(config, tokenizer, first, lines)
-    except ValueError as error:  # a character that the tokenizer does not know
-        raise SystemExit(f"{config.dataset}: {error}") from None
+    return Kind(config, tokenizer, first, lines)

@@ -388,6 +388,9 @@ def test_an_adapter_is_small_and_is_put_on_its_base_again(method, tune, run, cap
 
 
 def test_an_adapter_refuses_another_base(tune, run):
+    tune("completion", "--max_iters=1", "--out_dir=out/whole")
+    with pytest.raises(SystemExit, match="is a whole model: --out_dir=out/whole"):
+        run("sample.py", "--init_from=out/base", "--adapter=out/whole")
     tune("completion", "--method=lora")
     other = last("out/base")
     other["model"]["norm.weight"] += 0.5
@@ -445,6 +448,7 @@ def test_a_conversation_streams_and_stops_at_the_end_of_each_turn(tune, run, cap
     run("sample.py", "--out_dir=out/tuned", "--chat", "--temperature=0", "--device=cpu")
     first, second, rest = capsys.readouterr().out.split("\n")
     assert first == "who?" and second in ANIMALS and rest == ""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(SystemExit, match="task=chat"):
         saved = last("out/base")
         saved["tokenizer"]["special_tokens"] = {"<|endoftext|>": 256}
@@ -608,6 +612,15 @@ def test_an_unknown_label_in_the_test_file_is_told_before_any_training(tune):
     with pytest.raises(SystemExit, match="test example 2: the label 'plant'"):
         tune("classification")
     assert not Path("out/tuned").exists()
+
+
+def test_a_character_that_the_model_does_not_know_is_shown(run):
+    run("prepare_data.py", "tiny.txt", "--dataset=chars", "--tokenizer=char")
+    shape = [word for word in BASE if not word.startswith("--max_iters")]
+    run("train.py", "base.py", *shape, "--dataset=chars", "--out_dir=out/chars", "--max_iters=1")
+    words = "--task=text", "--dataset=tasks/text", *QUICK, "--init_from=out/chars"
+    with pytest.raises(SystemExit, match="tasks/text: this tokenizer has no '0'"):
+        run("finetune.py", "empty.py", *words)
 
 
 def test_a_run_of_the_other_script_is_answered_with_its_name(tune, run):
