@@ -7,7 +7,7 @@ out_dir = "out/title"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 48
-max_iters = 540
+max_iters = 300
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head
@@ -15,4 +15,4 @@ muon_learning_rate = 0.06  # of the matrices between them
 beta1 = 0.8
 
 eval_iters = 3  # batches
-eval_interval = 180
+eval_interval = 100

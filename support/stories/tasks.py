@@ -30,7 +30,7 @@ from .story import generate
 SPLITS = "train", "val", "test"
 SIZES = {  # examples in each split
     "qa": (16000, 200, 400),
-    "title": (8000, 200, 400),
+    "title": (2000, 200, 400),
     "mood": (1000, 100, 200),
     "entities": (4000, 200, 400),
     "relations": (8000, 200, 400),
@@ -261,7 +261,13 @@ def completion(prompt, text, language):
 
 
 def title(story, pick, counts):
-    """Two sentences, the first that name the thing a story is about, and the story's title."""
+    """Two sentences, the first that name the thing a story is about, and the story's title.
+
+    Left out are titles that name neither that thing nor the hero: they tell the plot alone.
+    """
+    named = (story_names(story, role).lower() for role in ("hero", "key"))
+    if not any(name in story.title.lower() for name in named):
+        return []
     key = next(entity for entity in story.entities if entity.role == "key")
     first = bisect_right([end for _, end in story.beats], key.spans[0][0])
     told = story.beats[first : first + 2]
