@@ -1,5 +1,6 @@
 # Chat: a story is told a little at a time, and asked about in between.
 #   python finetune.py config/finetune_chat.py
+# On two CPU cores 2:25; it answers one question in five, and tells on.
 task = "chat"
 dataset = "stories/tasks/chat"
 init_from = "out/stories"
