@@ -137,6 +137,7 @@ def is_over(progress, config):
 def farewell(progress, config):
     """Why the run ended, and what to type next."""
     sample, resume = f"python sample.py --out_dir={config.out_dir}", "--init_from=resume"
+    sample += " --chat" * (getattr(config, "task", "") == "chat")
     if progress.step >= config.max_iters:
         why = (
             f"all {config.max_iters:,} steps are made (for more: {resume} and a larger --max_iters)"

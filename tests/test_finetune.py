@@ -442,6 +442,7 @@ def test_a_model_learns_to_answer_questions_and_sample_gives_the_answer(tune, ru
 
 def test_a_conversation_streams_and_stops_at_the_end_of_each_turn(tune, run, capsys, monkeypatch):
     tune("chat", "--max_iters=200", "--batch_size=20", "--eval_interval=200")
+    assert "python sample.py --out_dir=out/tuned --chat" in capsys.readouterr().out
     typed = "".join(f"{said}\n" for said in ("the 猫 ran 2", "it", ""))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
     capsys.readouterr()
