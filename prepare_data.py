@@ -304,18 +304,17 @@ def write(folder, corpus, tokenizer, plan, tasks):
                 )
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         json.dump(meta, files["meta"], indent=1)
-        write_tasks(files["tasks"], tasks)
+    write_tasks(folder / "tasks", tasks)
     return meta, tallies["train"]["unknown"] + tallies["val"]["unknown"]
 
 
 def write_tasks(folder, tasks):
-    """Write the examples to fine-tune on: TASK/SPLIT.jsonl in the folder, one on each line."""
+    """Write the examples to fine-tune on, TASK/SPLIT.jsonl; other tasks in the folder stay."""
     for task, splits in tasks.items():
-        (folder / task).mkdir()
-        for split, examples in splits.items():
-            with replacing(folder / task / f"{split}.jsonl", "w") as file:
-                lines = (json.dumps(example, ensure_ascii=False) for example in examples)
-                file.writelines(line + "\n" for line in lines)
+        with replacing_tree(folder / task) as new:
+            for split, examples in splits.items():
+                lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+                (new / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 @contextmanager
@@ -327,9 +326,8 @@ def replacing_folder(folder):
             replacing(folder / "meta.json", "w") as meta,
             replacing(folder / "val.bin") as val,
             replacing(folder / "train.bin") as train,
-            replacing_tree(folder / "tasks") as tasks,
         ):
-            yield {"train": train, "val": val, "meta": meta, "tasks": tasks}
+            yield {"train": train, "val": val, "meta": meta}
             for file in (train, val, meta):
                 file.flush()
                 os.fsync(file.fileno())

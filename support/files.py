@@ -51,24 +51,15 @@ def must_be_new(path):
 @contextmanager
 def new_folder(path):
     """A folder to write into that becomes `path` once it is complete; exits if there is one."""
-    path = must_be_new(path)
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replacing_tree(must_be_new(path)) as folder:
+        yield folder
 
 
 @contextmanager
 def replacing_tree(path):
     """A folder to write into that takes the place of `path` once it is complete.
 
-    Where nothing was written into it, and after an error, `path` stays as it was.
+    An error or Ctrl-C on the way leaves the old `path` as it was.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -76,9 +67,8 @@ def replacing_tree(path):
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if any(temporary.iterdir()):
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.rename(path)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -303,16 +303,17 @@ def test_a_language_may_be_asked_for():
             assert example["completion"].startswith(" ") == (language == "en")
 
 
-def test_preparing_stories_writes_tasks_and_replaces_older_ones(tmp_path, monkeypatch, capsys):
+def test_preparing_stories_writes_its_tasks_anew_and_leaves_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    older = Path("data/stories/tasks/older/train.jsonl")
-    older.parent.mkdir(parents=True)
-    older.write_text("{}\n", encoding="utf-8")
+    own, older = (Path(f"data/stories/tasks/{name}/train.jsonl") for name in ("own", "qa"))
+    for path in (own, older):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}\n", encoding="utf-8")
     prepare_data.main(["stories", "--megabytes=0.3", "--tokenizer=byte"])
-    assert not older.exists()
+    assert own.read_text() == "{}\n" != older.read_text(encoding="utf-8")
     folder = Path("data/stories/tasks")
-    assert {path.name for path in folder.iterdir()} == set(MAKERS)
-    for path in folder.glob("*/*.jsonl"):
+    assert {path.name for path in folder.iterdir()} == {*MAKERS, "own"}
+    for path in {*folder.glob("*/*.jsonl")} - {own}:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) >= 10 and all(isinstance(json.loads(line), dict) for line in lines)
     assert is_chinese((folder / "qa" / "train.jsonl").read_text(encoding="utf-8"))
