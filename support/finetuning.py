@@ -61,6 +61,11 @@ def begin(config, resumed):
     config, model = make_model(config, base, task, tokenizer)
     method = settings_of(config)
     if adds(method):
+        if Path(config.init_from).resolve() == Path(config.out_dir).resolve():
+            raise SystemExit(
+                f"out_dir={config.out_dir} is where the base is, which the {config.method} will "
+                f"need: choose another, --out_dir={config.out_dir}_{config.method}"
+            )
         method |= {"base": config.init_from, "base_fingerprint": fingerprint_of(base.state_dict())}
     answers = {"task": config.task, "generative": config.generative, "labels": list(task.labels)}
     about = {

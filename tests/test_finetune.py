@@ -387,6 +387,13 @@ def test_an_adapter_is_small_and_is_put_on_its_base_again(method, tune, run, cap
     assert f"method={method}" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_an_adapter_is_not_written_over_its_base(tune):
+    with pytest.raises(SystemExit, match="--out_dir=out/base_lora"):
+        tune("completion", "--method=lora", "--out_dir=out/base")
+    tune("completion", "--out_dir=out/base", "--max_iters=1")  # a whole model may be
+    assert Path("out/base/previous-1/best.pt").exists()
+
+
 def test_an_adapter_refuses_another_base(tune, run):
     tune("completion", "--max_iters=1", "--out_dir=out/whole")
     with pytest.raises(SystemExit, match="is a whole model: --out_dir=out/whole"):
