@@ -93,7 +93,7 @@ class FinetuneConfig(TrainConfig):
     batch_size: int = 8  # examples at a time
     gradient_accumulation_steps: int = 1  # so many times before an update
     epochs: float = 3.0  # times through the examples
-    max_iters: int | None = None  # updates; None: what the epochs take
+    max_iters: int | None = None  # updates, instead of epochs; None: what the epochs take
     learning_rate: float = 5e-5  # for a large model; lora likes 2e-4, a very small model 1e-2
     warmup_iters: int = 20  # updates in which the rates rise
     min_lr: float = 0.0  # what learning_rate falls to
@@ -268,7 +268,7 @@ def shown(answer):
 def with_steps(config, n):
     """The config with the number of updates that its epochs of `n` examples take."""
     per_step = config.batch_size * config.gradient_accumulation_steps
-    steps = max(1, math.ceil(config.epochs * n / per_step))
+    steps = max(1, round(config.epochs * n / per_step))
     return dataclasses.replace(config, max_iters=config.max_iters or steps)
 
 

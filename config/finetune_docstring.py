@@ -9,7 +9,7 @@ out_dir = "out/docstring"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
-max_iters = 600
+epochs = 2.738
 
 optimizer = "muon"
 learning_rate = 1e-2  # of the embedding and the head

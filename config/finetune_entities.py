@@ -8,7 +8,7 @@ out_dir = "out/entities"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
-max_iters = 250
+epochs = 1
 
 optimizer = "muon"
 learning_rate = 1e-2  # of the embedding and the head

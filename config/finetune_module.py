@@ -9,7 +9,7 @@ out_dir = "out/module"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
-max_iters = 400
+epochs = 2.256
 
 optimizer = "muon"
 learning_rate = 5e-3  # of the embedding and the head

@@ -8,7 +8,7 @@ out_dir = "out/mood"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
-max_iters = 90
+epochs = 1.44
 
 optimizer = "muon"
 learning_rate = 1e-3  # of the embedding and the head

@@ -8,7 +8,7 @@ out_dir = "out/qa"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 64
-max_iters = 560
+epochs = 2.24
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

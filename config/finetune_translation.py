@@ -8,7 +8,7 @@ out_dir = "out/translation"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 48
-max_iters = 600
+epochs = 3.6
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

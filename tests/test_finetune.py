@@ -647,6 +647,15 @@ def test_data_is_another_word_for_dataset(run):
     assert last()["train_config"]["dataset"] == "tasks/text"
 
 
+def test_epochs_make_the_updates_unless_these_are_typed(run, capsys):
+    Path("three.py").write_text("epochs = 3\n", encoding="utf-8")  # 24 examples, 4 at a time
+    words = "--task=completion", "--dataset=tasks/completion", "--init_from=out/base"
+    words += "--batch_size=4", "--dry_run=True", "--device=cpu"
+    for typed, steps in ((), 18), (("--epochs=2",), 12), (("--max_iters=5",), 5):
+        run("finetune.py", "three.py", *words, *typed)
+        assert f"dry run: {steps} steps" in capsys.readouterr().out
+
+
 def test_a_dry_run_and_an_evaluation_write_nothing(tune, capsys):
     tune("classification", "--dry_run=True")
     tune("classification", "--eval_only=True")
