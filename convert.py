@@ -17,7 +17,6 @@ import tyro
 from safetensors import SafetensorError
 
 from sample import token_before
-from support.adapters import ADDED
 from support.checkpoint import (
     BEST,
     LAST,
@@ -27,6 +26,7 @@ from support.checkpoint import (
     load_model,
     merged_checkpoint,
     read_checkpoint,
+    refuse_added,
     save_checkpoint,
 )
 from support.config import TRANSLATED, load_config
@@ -149,8 +149,7 @@ def tokenizer_in_words(tokenizer):
 def load_plain(source):
     """`load_model`'s (model, tokenizer, checkpoint); exits where other programs know no such."""
     model, tokenizer, checkpoint = load_model(source, dtype=None)
-    if any(isinstance(module, ADDED) for module in model.modules()):
-        merged_checkpoint(checkpoint["path"])  # which says why not
+    refuse_added(model, source)
     if model.config.n_labels:
         raise SystemExit(f"{source} gives labels instead of tokens: other programs have no such")
     return model, tokenizer, checkpoint

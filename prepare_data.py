@@ -21,7 +21,6 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
-from unicodedata import east_asian_width
 
 import numpy as np
 import tyro
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from support.config import load_config
 from support.corpora import FINEWEB_EDU_URL, NAMES, fineweb_edu_shards, open_corpus
 from support.files import replacing, replacing_tree
+from support.metrics import width
 from support.tokenizer import (
     byte_tokenizer,
     char_tokenizer,
@@ -495,11 +495,10 @@ def report(meta, tokenizer, beginning, dropped, tasks=()):
 
 def glimpse(tokens, tokenizer, columns):
     """The texts of as many tokens as fit on a line, with bars between them."""
-    line, width = "", 0
+    line = ""
     for token in tokens:
         part = tokenizer.token_bytes(token).decode("utf-8", "replace").replace("\n", "\\n") + "|"
-        width += sum(2 if east_asian_width(character) in "WF" else 1 for character in part)
-        if width > columns:
+        if width(line + part) > columns:
             break
         line += part
     return line

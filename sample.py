@@ -302,13 +302,19 @@ def token_before(tokenizer, documents):
     return tokenizer.bos
 
 
+def tokens_before(tokenizer, documents):
+    """The same as a list, which is empty where there is none."""
+    before = token_before(tokenizer, documents)
+    return [] if before is None else [before]
+
+
 def first_tokens(tokenizer, start, documents):
     """What the model sees first: the token before a text, then `start`; or at least a newline."""
-    first = token_before(tokenizer, documents)
+    first = tokens_before(tokenizer, documents)
     try:
-        if first is None:
+        if not first:
             return tokenizer.encode(start or tokenizer.known("\n")).tolist() or [0]
-        return [first, *tokenizer.encode(start).tolist()]
+        return [*first, *tokenizer.encode(start).tolist()]
     except ValueError as error:
         shown = start if len(start) < 40 else start[:40] + "…"
         raise SystemExit(f"start={shown!r} cannot be continued: {error}") from None
@@ -414,8 +420,7 @@ def write_answer(model, tokenizer, prompt, config, seed, out):
 @torch.inference_mode()
 def write_labels(model, tokenizer, start, documents, task, out):
     """Write how likely each label of a text is, the likeliest first; or the tag of each word."""
-    before = token_before(tokenizer, documents)
-    first = [] if before is None else [before]
+    first = tokens_before(tokenizer, documents)
     device, size = model.token_embedding.weight.device, model.config.block_size
     if task["task"] == "tagging":
         words = words_of(start)

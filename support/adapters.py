@@ -148,6 +148,11 @@ def merge_lora(model):
     return model
 
 
+def has_added(model):
+    """Whether a model has modules that no other program knows."""
+    return any(isinstance(module, ADDED) for module in model.modules())
+
+
 def adds(settings):
     """Whether a method keeps the base model as it is and saves only what it added."""
     return settings["method"] in ("lora", "adapter", "prefix")
@@ -156,7 +161,7 @@ def adds(settings):
 def weights_to_save(model):
     """{name: weight}: all of them; of a model with added modules, only what is trained."""
     weights = model.state_dict()
-    if not any(isinstance(module, ADDED) for module in model.modules()):
+    if not has_added(model):
         return weights
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     return {name: weight for name, weight in weights.items() if name in trained}

@@ -27,7 +27,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 
 from model import ModelConfig
-from support.adapters import adds, fingerprint_of, merge_lora, put_in, weights_to_save
+from support.adapters import adds, fingerprint_of, has_added, merge_lora, put_in, weights_to_save
 from support.files import replacing
 from support.nanogpt import from_nanogpt
 from support.tokenizer import tokenizer_from_dict
@@ -156,6 +156,15 @@ def model_in(checkpoint, base=None):
     return model
 
 
+def refuse_added(model, path):
+    """Exit for a model that an adapter or a prefix was put into."""
+    if has_added(model):
+        raise SystemExit(
+            f"{path} holds an adapter or a prefix, which cannot be merged into its base: no other "
+            "program knows it; train with --method=lora or full"
+        )
+
+
 def merged_checkpoint(path):
     """The contents of a checkpoint whose `model` is whole: LoRA is worked into its base's weights.
 
@@ -165,12 +174,8 @@ def merged_checkpoint(path):
     settings = checkpoint.get("method")
     if not settings or not adds(settings):
         return checkpoint
-    if settings["method"] != "lora":
-        raise SystemExit(
-            f"{path} is an {settings['method']}, which cannot be merged into its base: no other "
-            "program knows it; train with --method=lora or full"
-        )
     model, _, _ = load_model(path)
+    refuse_added(model, path)
     whole = {"model": model.state_dict(), "ema": None, "optimizer": {}}
     whole["method"] = {"method": "full"}
     return checkpoint | whole | {"train_config": checkpoint["train_config"] | whole["method"]}

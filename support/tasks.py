@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from model import IGNORED
-from sample import generate, next_token_distribution, token_before
+from sample import generate, next_token_distribution, tokens_before
 from support.chat import conversation, end_of_turn, opening
 from support.guesses import guessed_answers, guessed_classes, guessed_tags
 from support.labelling import word_tokens
@@ -209,8 +209,7 @@ class Classification(Task):
 
     def answers(self, model, lines):
         rows = [self.tokens(line)[-self.config.block_size :] for line in lines]
-        best = [logits[-1].argmax().item() for logits in scored(model, rows)]
-        return [self.labels[i] for i in best]
+        return [self.labels[best[-1]] for best in likeliest(model, rows)]
 
     def right(self, line):
         return line["label"]
@@ -281,13 +280,13 @@ class Tagging(Task):
         return found
 
     def answers(self, model, lines):
-        found = []
-        for line in lines:
-            pieces = list(self.pieces(line))
-            scores = scored(model, [tokens for tokens, _, _ in pieces])
-            best = [row[ends].argmax(dim=1).tolist() for row, (_, ends, _) in zip(scores, pieces)]
-            found.append([self.labels[i] for piece in best for i in piece])
-        return found
+        pieces = [list(self.pieces(line)) for line in lines]
+        rows = [tokens for of_line in pieces for tokens, _, _ in of_line]
+        best = iter(likeliest(model, rows))
+        return [
+            [self.labels[i] for (_, ends, _), row in zip(of_line, best) for i in row[ends].tolist()]
+            for of_line in pieces
+        ]
 
     def right(self, line):
         return line["tags"]
@@ -376,8 +375,8 @@ def batch_of(examples, pack=False, mask=False):
 # ------------------------------------------------------------------------------- asking the model
 
 
-def scored(model, rows):
-    """The logits (T, labels) of each row of tokens, read a few at a time."""
+def likeliest(model, rows):
+    """The number of the likeliest label at each token (T) of each row, read a few at a time."""
     device, found = model.token_embedding.weight.device, [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(rows), ANSWERED_AT_ONCE):
@@ -386,7 +385,7 @@ def scored(model, rows):
         batch = batch_of(examples, mask=not model.config.causal)
         del batch["targets"]
         logits, _ = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        for i, row in zip(chosen, logits):
+        for i, row in zip(chosen, logits.argmax(dim=2).cpu()):
             found[i] = row[: len(rows[i])]
     return found
 
@@ -414,7 +413,5 @@ def written(model, tokenizer, prompts, longest, ends):
 
 def open_task(config, lines, tokenizer, documents):
     """The Task of a config; lines are the examples of each split."""
-    before = token_before(tokenizer, documents)
-    first = [] if before is None else [before]
     Kind = WrittenClass if config.generative else TASKS[config.task]
-    return Kind(config, tokenizer, first, lines)
+    return Kind(config, tokenizer, tokens_before(tokenizer, documents), lines)
