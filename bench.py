@@ -28,7 +28,7 @@ from model import ModelConfig, Transformer
 from sample import SampleConfig, generate, lightened, next_token_distribution
 from support.config import load_config
 from support.files import replacing
-from support.processes import compiled, open_world
+from support.processes import compiled, open_world, pick_device, pick_dtype
 from support.report import flops_per_token
 from train import TrainConfig, backward, make_optimizers, update
 
@@ -375,10 +375,9 @@ CONTESTANTS = {
         "ours, compiled": partial(train_ours, compile=True),
         "nanoGPT": partial(train_nanogpt, compile=False),
         "nanoGPT, compiled": partial(train_nanogpt, compile=True),
-        "transformers, autocast": train_transformers,
-        "transformers, bf16 weights": partial(
-            train_transformers, weights=torch.bfloat16, autocast=False
-        ),
+        "transformers, float32": partial(train_transformers, autocast=False),
+        "transformers, bf16 autocast": train_transformers,
+        "transformers, bf16": partial(train_transformers, weights=torch.bfloat16, autocast=False),
     },
     "sample": {
         "ours": sample_ours,
@@ -409,6 +408,11 @@ def contestants(config):
         missing.append(("nanoGPT", "--peer=PATH_OF_ITS_CHECKOUT"))
     if importlib.util.find_spec("transformers") is None:
         missing.append(("transformers", "pip install transformers"))
+    if pick_dtype("auto", pick_device(config.device)) == torch.float32:
+        slow = [name for name in names if "bf16" in name]
+        if slow:
+            print(f"left out, since bfloat16 is slow on this machine: {'; '.join(slow)}")
+        names = [name for name in names if name not in slow]
     for peer, remedy in missing:
         left_out = [name for name in names if name.startswith(peer)]
         if left_out:
@@ -475,7 +479,8 @@ def show_ceiling(limits, results):
     for name, numbers in results.items():
         if "flops_per_token" in numbers:
             flops = numbers["tokens_per_second"][0] * numbers["flops_per_token"][0]
-            print(f"{name}: {flops / limits['bfloat16_flops']:.0%} of the bfloat16 rate")
+            rate = max(limits["bfloat16_flops"], limits["float32_flops"])
+            print(f"{name}: {flops / rate:.0%} of the faster rate")
         if "weight_bytes" in numbers:
             read = numbers["tokens_per_second"][0] * numbers["weight_bytes"][0]
             print(f"{name}: {read / limits['bytes_per_second']:.0%} of what reading weights allows")

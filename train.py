@@ -30,7 +30,7 @@ from support.checkpoint import (
     snapshot,
 )
 from support.config import is_config_file, load_config, show_config
-from support.muon import Muon
+from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
 from support.report import Report, advice_on_memory, farewell, in_words, show_plan
 from support.starting_point import make_model
@@ -295,9 +295,7 @@ def make_optimizers(model, config):
     optimizers = []
     if to_adamw:
         groups = groups_from(to_adamw, config.learning_rate)
-        device = groups[0]["params"][0].device.type
-        betas, fused = (config.beta1, config.beta2), device in ("cuda", "cpu")
-        optimizers.append(torch.optim.AdamW(groups, betas=betas, fused=fused))
+        optimizers.append(AdamW(groups, betas=(config.beta1, config.beta2)))
     if to_muon:
         optimizers.append(Muon(groups_from(to_muon, config.muon_learning_rate)))
     for group in groups_of(optimizers):
@@ -393,7 +391,7 @@ def update(model, optimizers, config, scaler):
     for optimizer in optimizers:
         if math.isfinite(norm):
             scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     scaler.update()
     return norm
 

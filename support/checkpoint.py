@@ -260,6 +260,9 @@ def restore_optimizer_state(model, optimizers, states):
     """Give each optimizer back what it remembered of its parameters."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
-        ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
-        known = {i: states[name] for i, name in enumerate(ordered) if name in states}
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": known})
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            if names[p] in states:
+                optimizer.state[p] = {
+                    key: value.to(p.device) if torch.is_tensor(value) else value
+                    for key, value in states[names[p]].items()
+                }

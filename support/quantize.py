@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-HALF_ROWS = 2  # with more at once, float16 is no longer faster on a CPU than bfloat16
+from support.processes import pick_dtype
+
+HALF_ROWS = 2  # with more at once, float16 is no longer faster on a CPU than whole matrices
 INT8_ROWS = 8  # with more at once, it pays to widen the weights first where FBGEMM is not there
 # Without this instruction sums are kept in 16 bits, for which activations must have but 7.
 NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", False)
@@ -21,7 +23,8 @@ class HalfLinear(nn.Module):
     """A linear layer with float16 weights for activations of any precision, on a CPU.
 
     Its product with a single row takes half the time of bfloat16's, and loses less: float16 has
-    three more binary digits. The sums are made in float32.
+    three more binary digits. The sums are made in float32. More rows, a prompt, are multiplied in
+    the precision that the CPU is fast in.
     """
 
     def __init__(self, linear):
@@ -31,7 +34,7 @@ class HalfLinear(nn.Module):
 
     def forward(self, x):
         few = x.numel() <= HALF_ROWS * x.size(-1)
-        dtype = torch.float16 if few else torch.bfloat16  # which CPUs multiply as matrices
+        dtype = torch.float16 if few else pick_dtype("auto", x.device)
         y = F.linear(x.to(dtype), self.weight.to(dtype)).type_as(x)
         return y if self.bias is None else y + self.bias
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import bench
 from bench import CONTESTANTS, summary
@@ -56,6 +57,15 @@ def test_a_contestant_that_fails_is_told_and_the_others_go_on(monkeypatch, capsy
     )
     call(monkeypatch, "bench.py", "sample", "--rounds=1", *SMALL)
     assert "broken" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
+def test_nobody_is_measured_in_a_precision_that_the_machine_is_slow_in(fast, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "pick_dtype", lambda name, device: fast)
+    names = bench.contestants(bench.BenchConfig("train", device="cpu"))
+    assert "transformers, float32" in names
+    assert ("transformers, bf16" in names) == (fast == torch.bfloat16)
+    assert ("transformers, bf16 autocast" in capsys.readouterr().out) == (fast == torch.float32)
 
 
 def test_seconds_are_better_when_fewer(capsys):

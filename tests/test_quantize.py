@@ -30,7 +30,15 @@ def test_half_precision_weights_lose_little(rows, bias):
     reference = linear(bias)
     x = torch.randn(1, rows, 64)
     error = relative_error(HalfLinear(reference), reference, x)
-    assert error < (1e-3 if rows <= 2 else 1e-2)  # more rows are multiplied in bfloat16
+    assert error < (1e-3 if rows <= 2 else 1e-2)  # more rows may be multiplied in bfloat16
+
+
+@pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
+def test_a_prompt_is_multiplied_in_the_precision_that_the_processor_is_fast_in(fast, monkeypatch):
+    monkeypatch.setattr(support.quantize, "pick_dtype", lambda name, device: fast)
+    layer, x = HalfLinear(linear(bias=False)), torch.randn(1, 20, 64)
+    expected = nn.functional.linear(x.to(fast), layer.weight.to(fast)).float()
+    assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -84,5 +92,7 @@ def test_a_whole_model_with_lighter_weights_says_nearly_the_same(Layer, mlp):
     with torch.no_grad():
         full, light = (m(tokens)[0].log_softmax(-1) for m in (model, lighter))
     divergence = (full.exp() * (full - light)).sum(-1).mean()
-    assert divergence < 0.01
+    # Where a processor has no instruction for it, activations have 7 bits instead of 8.
+    narrow = Layer is Int8Linear and support.quantize.NARROW
+    assert divergence < (0.03 if narrow else 0.01)
     assert torch.equal(model.token_embedding.weight, lighter.token_embedding.weight)

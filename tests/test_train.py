@@ -17,7 +17,7 @@ from torch import nn
 import train as train_module
 from model import IGNORED, ModelConfig, Transformer
 from support.checkpoint import read_checkpoint
-from support.muon import Muon
+from support.optimizers import Muon
 from support.processes import World
 from support.report import read_log
 from support.token_files import Tokens, Windows, open_dataset, permuted

@@ -1,0 +1,143 @@
+"""From gradients to steps: AdamW for most weights, Muon for the inner matrices of a model.
+
+They are used as PyTorch's own are, which can take their place in `make_optimizers` of train.py.
+These start a second sooner: PyTorch's import its compiler, and Muon is a quarter of the calls.
+"""
+
+from collections import defaultdict
+
+import torch
+from torch.optim.adamw import adamw
+
+from support.processes import pick_dtype
+
+
+class Optimizer:
+    """What both share: groups of parameters, each with its rate, and a memory of each parameter."""
+
+    def __init__(self, groups, **settings):
+        self.param_groups = [settings | group for group in groups]
+        self.state = defaultdict(dict)  # parameter -> {name: tensor}
+
+    def zero_grad(self):
+        """Forget the gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        """Change every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self.change(params, group)
+
+
+class AdamW(Optimizer):
+    """Each weight takes steps of its own size (arXiv:1412.6980, and 1711.05101 for the decay).
+
+        m = beta1 m + (1 - beta1) g              the gradient, averaged
+        v = beta2 v + (1 - beta2) g²             its square, averaged
+        w = w - lr decay w - lr m' / (√v' + eps)
+
+    where m' and v' make up for having begun at 0: m / (1 - beta1^t) after t steps. The arithmetic
+    is PyTorch's, in one pass over the memory where the device has that.
+    """
+
+    def __init__(self, groups, betas=(0.9, 0.95), eps=1e-8):
+        super().__init__(groups, betas=betas, eps=eps)
+
+    def change(self, params, group):
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros((), device=p.device),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+        states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            grads=[p.grad for p in params],
+            exp_avgs=[state["exp_avg"] for state in states],
+            exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+            state_steps=[state["step"] for state in states],
+            max_exp_avg_sqs=[],
+            amsgrad=False,
+            maximize=False,
+            fused=params[0].device.type in ("cuda", "cpu"),
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+
+# Of x -> a x + b x³ + c x⁵, which drives every x in (0, 1] to about 1 when it is done five times.
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
+REPETITIONS = 5
+
+
+def orthogonalized(matrices):
+    """The nearest matrices with orthonormal rows, about: (N, rows, columns ≥ rows).
+
+    A polynomial of odd powers of a matrix acts on its singular values alone: no decomposition is
+    needed, only products, which for equal shapes are made all at once. Half a precision is enough
+    for them, where the machine multiplies it fast.
+    """
+    a, b, c = COEFFICIENTS
+    norms = matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = (matrices / norms).to(pick_dtype("auto", matrices.device))  # no singular value is above 1
+    for _ in range(REPETITIONS):
+        gram = x @ x.mT
+        powers = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b x xᵀ + c (x xᵀ)²
+        x = torch.baddbmm(x, powers, x, beta=a)
+    return x
+
+
+def wide(matrix):
+    """The matrix, lying on its side if it is higher than wide."""
+    return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
+
+
+class Muon(Optimizer):
+    """Momentum whose every matrix is made orthogonal before it becomes a step.
+
+    The gradient of a matrix is dominated by a few directions. Muon keeps the directions and gives
+    them all the same length: rare ones count as much as common ones (Keller Jordan, 2024,
+    https://kellerjordan.github.io/posts/muon/). It is for the inner matrices of a model;
+    embeddings, heads and vectors go to AdamW.
+
+    A matrix's rate grows with √(rows / columns) where it is higher than wide: the step then changes
+    its outputs as much as a square matrix's would. Matrices of one shape are stacked, which is all
+    that `torch.optim.Muon` does differently.
+    """
+
+    def __init__(self, groups, momentum=0.95):
+        super().__init__(groups, momentum=momentum)
+
+    def change(self, params, group):
+        alike = defaultdict(list)
+        for p in params:
+            alike[wide(p).shape].append(p)
+        for same in alike.values():
+            self.change_together(same, group["lr"], group["weight_decay"], group["momentum"])
+
+    def change_together(self, params, lr, weight_decay, momentum):
+        """One step of matrices that have the same shape, some perhaps on their side."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+        gradients = [p.grad for p in params]
+        memories = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(memories, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, memories, momentum)  # Nesterov's look ahead
+        steps = orthogonalized(torch.stack([wide(matrix) for matrix in ahead]))
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        for p, step in zip(params, steps, strict=True):
+            rows, columns = p.shape
+            upright = step.mT if rows > columns else step
+            p.add_(upright, alpha=-lr * max(1, rows / columns) ** 0.5)
