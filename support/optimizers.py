@@ -1,7 +1,7 @@
 """From gradients to steps: AdamW for most weights, Muon for the inner matrices of a model.
 
 They are used as PyTorch's own are, which can take their place in `make_optimizers` of train.py.
-These start a second sooner: PyTorch's import its compiler, and Muon is a quarter of the calls.
+These start a second sooner, since PyTorch's import its compiler, and Muon makes far fewer calls.
 """
 
 from collections import defaultdict
