@@ -110,7 +110,7 @@ def ceiling(device):
     The products are timed in float32 and in the precision that the machine is said to be fast in.
     """
     limits = {}
-    for dtype in {torch.float32, pick_dtype("auto", device)}:
+    for dtype in dict.fromkeys((torch.float32, pick_dtype("auto", device))):
         a = torch.randn(2048, 768, device=device).to(dtype)
         b = torch.randn(768, 3072, device=device).to(dtype)
         rate = 2 * 2048 * 768 * 3072 / median_seconds(partial(torch.mm, a, b))

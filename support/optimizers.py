@@ -112,8 +112,8 @@ class Muon(Optimizer):
     embeddings, heads and vectors go to AdamW.
 
     A matrix's rate grows with √(rows / columns) where it is higher than wide: the step then changes
-    its outputs as much as a square matrix's would. Matrices of one shape are stacked, which is all
-    that `torch.optim.Muon` does differently.
+    its outputs as much as a square matrix's would. All that differs from `torch.optim.Muon` is that
+    matrices of one shape are stacked, and the precision of their products.
     """
 
     def __init__(self, groups, momentum=0.95):

@@ -25,6 +25,14 @@ def give_gradients(params, seed):
         p.grad = torch.randn(p.shape, generator=generator)
 
 
+def take_ten_steps(*runs):
+    """Ten steps of each (parameters, optimizer), with the same gradients for all."""
+    for step in range(10):
+        for params, optimizer in runs:
+            give_gradients(params, step)
+            optimizer.step()
+
+
 def in_one_group(params, lr=0.05, weight_decay=0.0):
     return [{"params": params, "lr": lr, "weight_decay": weight_decay}]
 
@@ -34,11 +42,7 @@ def test_ten_steps_of_adamw_are_those_of_pytorch(weight_decay):
     ours, theirs = parameters(), parameters()
     a = AdamW(in_one_group(ours, weight_decay=weight_decay), betas=(0.8, 0.95))
     b = torch.optim.AdamW(theirs, lr=0.05, weight_decay=weight_decay, betas=(0.8, 0.95), fused=True)
-    for step in range(10):
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
-        a.step()
-        b.step()
+    take_ten_steps((ours, a), (theirs, b))
     for p, q in zip(ours, theirs, strict=True):
         assert torch.equal(p, q)
 
@@ -58,14 +62,10 @@ def test_ten_steps_of_muon_are_those_of_pytorch(weight_decay, dtype, monkeypatch
     ours, theirs = parameters(), parameters()
     a = Muon(in_one_group(ours, weight_decay=weight_decay), momentum=0.9)
     b = torch.optim.Muon(theirs, lr=0.05, weight_decay=weight_decay, momentum=0.9)
-    for step in range(10):
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
-        a.step()
-        b.step()
+    take_ten_steps((ours, a), (theirs, b))
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=2e-2)  # theirs in bfloat16, in another order
-        assert (p - q).abs().mean() < 2e-3
+        assert (p - q).abs().mean() < 1e-3
 
 
 def test_a_step_of_muon_is_made_in_the_precision_that_the_machine_multiplies_fast(monkeypatch):
