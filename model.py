@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -1  # a target from which nothing is to be learned
+MIXER = 2654435761  # 2³² by the golden ratio: its multiples lie far apart (Knuth)
 LOGITS_AT_ONCE = 2**25  # the loss never holds more logits than this: 128 MB in float32
 
 
@@ -33,6 +34,8 @@ class ModelConfig:
     mlp_size: int | None = None  # hidden channels of the MLP; None: 4 n_embd (swiglu: 8/3)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # evens out the scale before each branch
     position: Literal["learned", "rope"] = "learned"  # how order is told
+    ngrams: int = 1  # 3: pairs and triples of tokens have vectors of their own too; 1: they do not
+    ngram_rows: int = 32768  # so many vectors for all of these, which some have to share
     mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"  # OpenAI's GPT-2 has gelu_tanh
     bias: bool = False  # biases in linear layers and layer norms
     qkv_bias: bool | None = None  # biases of query, key and value alone (Qwen 2); None: as bias
@@ -73,6 +76,9 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.n_labels and self.tie_weights:
             raise ValueError(f"n_labels={self.n_labels} needs a head of its own: tie_weights=False")
+        for name, least in (("ngrams", 1), ("ngram_rows", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("n_labels", "softcap", "norm_eps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
@@ -143,7 +149,35 @@ def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
     )
 
 
-# ---------------------------------------------------------------------------------------- positions
+# --------------------------------------------------------------------------- n-grams, and positions
+
+
+class NGramEmbedding(nn.Module):
+    """A vector for each token together with the one before it, with the two before it, and so on.
+
+    What a small model spends much of its training on, which token follows which, is looked up here
+    (arXiv:2501.16975). There are more n-grams than rows: a hash gives each its row, and some meet
+    in one. An n-gram that would reach back beyond the beginning has row 0, which stays 0.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.longest = config.ngrams
+        self.table = nn.Embedding(config.ngram_rows, config.n_embd, padding_idx=0)
+
+    def forward(self, tokens, positions, segments=None):
+        """(B, T, C) for the T positions (B or 1, T) among the tokens (B, S) seen so far."""
+        at = positions.expand(len(tokens), -1)                           # (B, T)
+        hashed, rows = tokens.gather(1, at), []
+        for back in range(1, self.longest):
+            before = (at - back).clamp(min=0)
+            hashed = hashed * MIXER + tokens.gather(1, before)
+            hashed = hashed % (self.table.num_embeddings - 1)
+            exists = at >= back
+            if segments is not None:
+                exists = exists & (segments.gather(1, before) == segments)
+            rows.append(torch.where(exists, 1 + hashed, 0))
+        return self.table(torch.stack(rows)).sum(dim=0)
 
 
 class LearnedPositions(nn.Module):
@@ -246,6 +280,7 @@ class KVCache:
         shape = (config.n_layer, batch_size, K, S, D)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
+        self.tokens = torch.zeros(batch_size, S, dtype=torch.long, device=device)  # for the n-grams
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
         self.longest = 0  # the largest of them, known without asking the device
         self.in_step = True  # whether all of them are equal
@@ -254,6 +289,12 @@ class KVCache:
         """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""
         filled = self.lengths[:1, None] if self.in_step else self.lengths[:, None]
         return filled + torch.arange(T, device=self.lengths.device)
+
+    def append_tokens(self, inputs):
+        """Store the tokens (B, T) too; all that are then there: (B, S)."""
+        T = inputs.size(1)
+        self.tokens.scatter_(1, self.positions(T).expand(inputs.shape), inputs)
+        return self.tokens[:, : self.longest + T]
 
     def append(self, layer, k, v):
         """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
@@ -379,6 +420,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.ngram_embedding = NGramEmbedding(config) if config.ngrams > 1 else None
         Positions = RotaryPositions if config.position == "rope" else LearnedPositions
         self.position = Positions(config)
         self.dropout = make_dropout(config)
@@ -401,7 +443,11 @@ class Transformer(nn.Module):
         positions = cache.positions(T) if cache else torch.arange(T, device=inputs.device)[None]
         mask = attention_mask(positions, seen + T, self.config.causal, segments)
 
-        x, turn = self.position(self.token_embedding(inputs), positions)           # (B, T, C)
+        x = self.token_embedding(inputs)                                 # (B, T, C)
+        if self.ngram_embedding is not None:
+            tokens = inputs if cache is None else cache.append_tokens(inputs)      # (B, S)
+            x = x + self.ngram_embedding(tokens, positions, segments)
+        x, turn = self.position(x, positions)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, turn, mask, cache)
@@ -458,6 +504,7 @@ def initialize(model, config):
     gpt2: N(0, 0.02²), narrower by √(2 n_layer) where a branch joins the residual stream.
     zero: inner matrices N(0, 1/(4 inputs)); where a branch joins, and in a head of its own, 0:
     every block starts as the identity, every token as equally likely.
+    Vectors of n-grams start as 0 with either.
     """
     if config.tie_weights:
         model.head.weight = model.token_embedding.weight
@@ -465,6 +512,8 @@ def initialize(model, config):
         joins = name.endswith(("attention.output.weight", "mlp.down.weight"))
         if weight.dim() < 2:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif name.startswith("ngram_embedding"):
+            weight.zero_()
         elif config.init == "gpt2":
             weight.normal_(std=0.02 / math.sqrt(2 * config.n_layer) if joins else 0.02)
         elif joins or name == "head.weight":

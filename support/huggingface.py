@@ -195,7 +195,7 @@ def their_config(config):
     as_gpt2 |= dict(head_size=[None, config.n_embd // config.n_head])
     as_llama = dict(norm=["rmsnorm"], position=["rope"], mlp=["swiglu"], bias=[False])
     as_llama |= dict(qkv_bias=[None, False]) if config.qk_norm else {}
-    always = dict(softcap=[0.0], causal=[True])
+    always = dict(ngrams=[1], softcap=[0.0], causal=[True])
     misfits = [
         [
             f"--{name}={known[0]}"

@@ -72,7 +72,7 @@ def to_nanogpt(checkpoint):
     config = ModelConfig(**checkpoint["model_config"])
     usual = ModelConfig(**{name: getattr(config, name) for name in SHAPE})
     # Whatever these are, the model computes the same.
-    same = "attention_dropout", "shared_dropout", "fused_attention", "init"
+    same = "attention_dropout", "shared_dropout", "fused_attention", "init", "ngram_rows"
     strange = [
         f"--{name}={value}"
         for name, value in vars(usual).items()

@@ -407,6 +407,14 @@ def test_a_model_that_no_architecture_equals_is_refused_with_the_knobs_to_train_
     assert not Path("there").exists()
 
 
+def test_a_model_with_vectors_for_ngrams_stays_here(trained, run):
+    trained("--ngrams=3", "--ngram_rows=100")
+    with pytest.raises(SystemExit, match=r"trained with --ngrams=1 could be written"):
+        run("convert.py", "out/tiny", "--to=hf", "--out=there")
+    with pytest.raises(SystemExit, match="nanoGPT knows only models trained with .*--ngrams=1"):
+        run("convert.py", "out/tiny", "--to=nanogpt", "--out=there")
+
+
 def test_what_is_there_is_never_overwritten(trained, run):
     trained()
     Path("there").mkdir()

@@ -10,6 +10,7 @@ from model import (
     IGNORED,
     KVCache,
     ModelConfig,
+    NGramEmbedding,
     SharedDropout,
     Transformer,
     attention_mask,
@@ -52,6 +53,7 @@ VARIANTS = {
         "softcap": 15.0,
         "init": "zero",
     },
+    "ngrams": {"ngrams": 3, "ngram_rows": 500, "position": "rope", "tie_weights": False},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -176,14 +178,56 @@ def test_a_context_that_does_not_fit_is_refused():
         model(some_tokens(1, 1), cache=cache)
 
 
-def test_packed_documents_do_not_see_each_other():
-    model = scrambled(make("llama"))  # rotary positions: only distances matter
+@pytest.mark.parametrize("variant", ["llama", "ngrams"])  # rotary: only distances matter
+def test_packed_documents_do_not_see_each_other(variant):
+    model = scrambled(make(variant))
     first, second = some_tokens(1, 6), some_tokens(1, 10) + 0
     packed = torch.cat((first, second), dim=1)
     segments = torch.tensor([[0] * 6 + [1] * 10])
     together, _ = model(packed, segments=segments)
     torch.testing.assert_close(together[:, :6], model(first)[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together[:, 6:], model(second)[0], rtol=1e-4, atol=1e-5)
+
+
+def embedded_ngrams(tokens, n, rows=10_000):
+    """The vectors (B, T, C) that drawn n-gram embeddings add, and their table."""
+    torch.manual_seed(0)
+    ngrams = NGramEmbedding(ModelConfig(**SMALL, ngrams=n, ngram_rows=rows))
+    return ngrams(tokens, torch.arange(tokens.size(1))[None]), ngrams.table.weight
+
+
+def test_a_pair_of_tokens_has_one_vector_wherever_it_stands():
+    x, table = embedded_ngrams(torch.tensor([[7, 8, 9, 7, 8, 8, 7]]), n=2)
+    assert torch.equal(x[0, 1], x[0, 4])  # 7 8 and 7 8
+    assert not torch.equal(x[0, 4], x[0, 5])  # 7 8 and 8 8
+    assert not torch.equal(x[0, 1], x[0, 6])  # 7 8 and 8 7
+    assert (x[0, 0] == 0).all()  # before the first there is nothing
+    assert (table == x[0, 1]).all(dim=1).sum() == 1  # a row of the table as it is
+
+
+def test_a_longer_ngram_is_added_to_the_shorter_ones():
+    tokens = torch.tensor([[7, 8, 9, 1, 8, 9]])
+    pairs, _ = embedded_ngrams(tokens, n=2)
+    both, table = embedded_ngrams(tokens, n=3)
+    assert torch.equal(pairs[0, 2], pairs[0, 5])
+    assert torch.equal(pairs[0, 1], both[0, 1])  # no third token there yet
+    triples = (both - pairs)[0]
+    assert not torch.allclose(triples[2], triples[5])  # 7 8 9 and 1 8 9
+    assert torch.isclose(table, triples[2], atol=1e-6).all(dim=1).sum() == 1
+
+
+def test_ngrams_share_no_more_rows_than_chance_has_them_share():
+    first, second = torch.cartesian_prod(torch.arange(65), torch.arange(65)).T
+    x, _ = embedded_ngrams(torch.stack((first, second), dim=1), n=2, rows=4225)
+    different = len(x[:, 1].unique(dim=0))
+    assert different >= 4225 * (1 - 1 / math.e) * 0.97
+
+
+def test_vectors_of_ngrams_start_as_nothing():
+    tokens = some_tokens()
+    with_them, without = make("ngrams"), make("ngrams", ngrams=1)
+    without.load_state_dict(with_them.state_dict(), strict=False)
+    assert torch.equal(with_them(tokens)[0], without(tokens)[0])
 
 
 def test_the_mask_is_the_one_in_its_docstring():
@@ -330,6 +374,8 @@ def test_tied_weights_are_one_matrix():
         ({"attention_dropout": -0.1}, "attention_dropout=-0.1 must be at least 0"),
         ({"position": "rope", "n_embd": 36, "n_head": 12}, "needs an even head_size, not 3"),
         ({"n_kv_head": 0}, "n_kv_head=0 must be at least 1"),
+        ({"ngrams": 0}, "ngrams=0 must be at least 1"),
+        ({"ngram_rows": 1}, "ngram_rows=1 must be at least 2"),
         ({"mlp": "gelo"}, "mlp='gelo' must be one of gelu, gelu_tanh, relu2, swiglu"),
     ],
 )
