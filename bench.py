@@ -59,7 +59,7 @@ class BenchConfig:
     steps: int = 2  # train: steps that are timed, after one that is not
     tokens: int = 512  # sample: tokens to write, one text
     megabytes: float = 20.0  # prepare: size of the text
-    options: str = "--max_iters=95 --eval_interval=95"  # loss: how our config is called
+    options: str = "--max_iters=60 --eval_interval=60"  # loss: how our config is called
     device: str = "auto"  # cuda, mps or cpu
     out: str = "out/bench"  # folder for the numbers, as JSON
 

@@ -5,10 +5,11 @@
 dataset = "shakespeare_char"
 out_dir = "out/shakespeare_char"
 
-n_layer = 4
+n_layer = 2
 n_head = 4
 n_embd = 128
 block_size = 64
+ngrams = 5  # two to five characters together are looked up: half the layers and steps do
 norm = "layernorm"
 position = "rope"
 qk_norm = True
@@ -17,19 +18,19 @@ tie_weights = False
 init = "zero"
 fused_attention = False  # written out, attention over 64 positions is faster on a CPU
 
-batch_size = 32
-gradient_accumulation_steps = 1  # 32 × 64 = 2,048 tokens a step
+batch_size = 16
+gradient_accumulation_steps = 1  # 16 × 64 = 1,024 tokens a step
 
 optimizer = "muon"
-learning_rate = 2e-2  # of the embedding and the head
+learning_rate = 6e-2  # of the embeddings and the head
 muon_learning_rate = 0.06  # of the matrices between them
-beta1 = 0.8
+beta1 = 0.7
 weight_decay = 0.0
 schedule = "linear"
 warmup_iters = 0
 min_lr = 0.0
-max_iters = 300  # 0.6 epochs: no text is seen twice
+max_iters = 400  # 0.4 epochs: no text is seen twice
 
 eval_interval = 100
-eval_iters = 10
+eval_iters = 20
 log_interval = 10
