@@ -18,7 +18,7 @@ from model import KVCache
 from support.chat import end_of_turn, opening
 from support.checkpoint import in_a_line, load_model
 from support.config import load_config
-from support.labelling import word_tokens, words_of
+from support.labelling import pieces, words_of
 from support.processes import open_world
 from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
 from support.token_files import Windows, open_dataset
@@ -424,12 +424,11 @@ def write_labels(model, tokenizer, start, documents, task, out):
     device, size = model.token_embedding.weight.device, model.config.block_size
     if task["task"] == "tagging":
         words = words_of(start)
-        tokens, ends = word_tokens(words, tokenizer)
-        shown = sum(len(first) + end < size for end in ends)
-        logits, _ = model(torch.tensor([[*first, *tokens][:size]], device=device))
-        best = logits[0].argmax(dim=1).tolist()
-        for word, end in zip(words[:shown], ends):
-            out.write(f"{word}\t{task['labels'][best[len(first) + end]]}\n")
+        for tokens, ends in pieces(words, tokenizer, first, size):
+            logits, _ = model(torch.tensor([tokens], device=device))
+            best = logits[0, ends].argmax(dim=1).tolist()
+            out.writelines(f"{word}\t{task['labels'][i]}\n" for word, i in zip(words, best))
+            words = words[len(ends) :]
         return
     tokens = [*first, *tokenizer.encode(start).tolist()][-size:] or [0]
     logits, _ = model(torch.tensor([tokens], device=device))

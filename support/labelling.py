@@ -34,3 +34,17 @@ def word_tokens(words, tokenizer):
         tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist()
         ends.append(max(0, len(tokens) - 1))
     return tokens, ends
+
+
+def pieces(words, tokenizer, first, block_size):
+    """(tokens, where words end among them) of as many words as fit the context, and so on.
+
+    Every piece begins with the tokens `first`; a word that does not fit alone is cut.
+    """
+    while words:
+        tokens, ends = word_tokens(words, tokenizer)
+        tokens, ends = [*first, *tokens], [len(first) + end for end in ends]
+        n = max(1, sum(end < block_size for end in ends))
+        ends = [min(end, block_size - 1) for end in ends[:n]]
+        yield tokens[: ends[-1] + 1], ends
+        words = words[n:]

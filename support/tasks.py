@@ -23,7 +23,7 @@ from model import IGNORED
 from sample import generate, next_token_distribution, tokens_before
 from support.chat import conversation, end_of_turn, opening
 from support.guesses import guessed_answers, guessed_classes, guessed_tags
-from support.labelling import word_tokens
+from support.labelling import pieces
 from support.metrics import (
     class_numbers,
     class_report,
@@ -261,14 +261,10 @@ class Tagging(Task):
 
     def pieces(self, line):
         """(tokens, places of the words' ends, tags) of as much of the words as fits, and so on."""
-        room = self.config.block_size - len(self.first)
-        words, tags = line["tokens"], line["tags"]
-        while words:
-            tokens, ends = word_tokens(words, self.tokenizer)
-            n = max(1, sum(end < room for end in ends))
-            last = ends[n - 1] + 1
-            yield [*self.first, *tokens[:last]], [e + len(self.first) for e in ends[:n]], tags[:n]
-            words, tags = words[n:], tags[n:]
+        tags, block_size = line["tags"], self.config.block_size
+        for tokens, ends in pieces(line["tokens"], self.tokenizer, self.first, block_size):
+            yield tokens, ends, tags[: len(ends)]
+            tags = tags[len(ends) :]
 
     def examples(self, line):
         found = []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.examples import in_bio, open_examples
-from support.labelling import gaps, word_tokens, words_of
+from support.labelling import gaps, pieces, word_tokens, words_of
 from support.tokenizer import byte_tokenizer
 
 MOODS = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(40)]
@@ -192,4 +192,6 @@ def test_words_are_joined_as_in_running_text_and_each_has_an_end():
     tokens, ends = word_tokens(chinese, byte_tokenizer())
     assert byte_tokenizer().decode(tokens).replace(" ", "") == "梅在Park里。"
     assert ends == sorted(ends) and ends[-1] == len(tokens) - 1
+    parts = list(pieces(["a" * 30, "b", "c"], byte_tokenizer(), first=[256], block_size=8))
+    assert [len(tokens) for tokens, _ in parts] == [8, 4] and [e for _, e in parts] == [[7], [1, 3]]
     assert words_of("Mei's kite, 风筝!") == ["Mei's", "kite", ",", "风", "筝", "!"]

@@ -476,6 +476,8 @@ def test_a_classifier_and_a_tagger_label_new_text(tune, run, capsys):
     run("sample.py", "--out_dir=out/tuned", "--start=the cat saw Ann Lee", "--device=cpu")
     told = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
     assert told == {"the": "O", "cat": "B-PET", "saw": "O", "Ann": "B-PER", "Lee": "I-PER"}
+    run("sample.py", "--out_dir=out/tuned", "--start=" + "the cat " * 40, "--device=cpu")
+    assert len(capsys.readouterr().out.splitlines()) == 80  # more than the context holds
 
 
 def test_a_label_may_be_written_instead_of_chosen(tune):
