@@ -279,6 +279,9 @@ def show_plan(model, config, dataset, world):
     print(f"running on {world.device} in {precision}, processes: {world.size}")
     if dataset.floor and config.target_shift == 1 and config.causal:
         print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
+    epochs = config.max_iters * per_step / len(dataset.train)
+    for warning in () if config.eval_only else doubts(config, epochs):
+        print(f"warning: {warning}")
     if config.dry_run:
         show_cost(model, config, dataset, world, per_step)
 
@@ -302,8 +305,6 @@ def show_cost(model, config, dataset, world, per_step):
     rows["memory"] = f"about {total / 1e6:,.0f} MB in each process: {parts}"
     for name, text in rows.items():
         print(f"  {name:<11}{text}")
-    for warning in doubts(config):
-        print(f"  warning    {warning}")
     print("dry run: nothing was trained or written")
 
 
@@ -345,14 +346,19 @@ def logits_in_chunks(config, model):
     return config.batch_size * config.block_size * model.config.vocab_size > LOGITS_AT_ONCE
 
 
-def doubts(config):
-    """Settings that work, but hardly as meant."""
+def doubts(config, epochs):
+    """Settings that work, but hardly as meant. epochs: how often the text will be read."""
     if config.warmup_iters >= config.max_iters > 0:
         yield f"warmup_iters={config.warmup_iters} lasts the whole run of {config.max_iters}"
     if (config.lr_decay_iters or 0) > config.max_iters:
         yield f"lr_decay_iters={config.lr_decay_iters} is never reached: the rate stays high"
     if config.min_lr > config.learning_rate:
         yield f"min_lr={config.min_lr:g} is above learning_rate={config.learning_rate:g}"
+    if config.ngrams > 1 and epochs > 2:
+        yield (
+            f"ngrams={config.ngrams}: in {epochs:.1f} epochs the text's n-grams will be learned by "
+            "heart; leave them out with --ngrams=1, or read more text"
+        )
     if config.target_shift != 1:
         yield f"target_shift={config.target_shift}: the model will not predict the next token"
 

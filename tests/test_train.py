@@ -635,6 +635,9 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(train_tiny, capsys):
     for part in ("weights", "gradients", "optimizer", "activations", "epochs", "GFLOP a step"):
         assert part in told
     assert "warmup_iters=100 lasts the whole run" in told
+    assert "learned by heart" not in told
+    train_tiny("--dry_run=True", "--max_iters=100000", "--ngrams=3")
+    assert "epochs the text's n-grams will be learned by heart" in capsys.readouterr().out
     assert not Path("out").exists()
 
 
