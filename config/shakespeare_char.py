@@ -1,8 +1,8 @@
 # nanoGPT's CPU exercise, faster: tiny Shakespeare by characters, with 64 of them in sight.
 #   python prepare_data.py shakespeare --dataset=shakespeare_char --tokenizer=char
 #   python train.py config/shakespeare_char.py
-# 44 seconds on two CPU cores without bfloat16; ends near 1.62, where nanoGPT's recipe for a CPU ends
-# near 1.90 after 142. In 60 steps (--max_iters=60), 13 seconds, it is at 1.86.
+# 44 seconds on two CPU cores without bfloat16; ends near 1.62, where nanoGPT's recipe for a CPU
+# ends near 1.90 after 142; in 60 steps (--max_iters=60), 13 seconds, it is at 1.86.
 dataset = "shakespeare_char"
 out_dir = "out/shakespeare_char"
 
