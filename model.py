@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -1  # a target from which nothing is to be learned
-MIXER = 2654435761  # 2³² by the golden ratio: its multiples lie far apart (Knuth)
+MIXER = 2654435761  # 2³² / golden ratio: its multiples modulo a number lie far apart (Knuth)
 LOGITS_AT_ONCE = 2**25  # the loss never holds more logits than this: 128 MB in float32
 
 
