@@ -60,7 +60,7 @@ class ModelConfig:
             if get_origin(field.type) is Literal and value not in choices:
                 raise ValueError(f"{field.name}={value!r} must be one of {', '.join(choices)}")
         sizes = "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_size", "mlp_size"
-        for name in sizes:
+        for name in (*sizes, "ngrams"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.head_size is None and self.n_embd % self.n_head:
@@ -76,9 +76,8 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.n_labels and self.tie_weights:
             raise ValueError(f"n_labels={self.n_labels} needs a head of its own: tie_weights=False")
-        for name, least in (("ngrams", 1), ("ngram_rows", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.ngram_rows < 2:  # one for what is not there, and one at least for what is
+            raise ValueError(f"ngram_rows={self.ngram_rows} must be at least 2")
         for name in ("n_labels", "softcap", "norm_eps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
@@ -290,11 +289,10 @@ class KVCache:
         filled = self.lengths[:1, None] if self.in_step else self.lengths[:, None]
         return filled + torch.arange(T, device=self.lengths.device)
 
-    def append_tokens(self, inputs):
-        """Store the tokens (B, T) too; all that are then there: (B, S)."""
-        T = inputs.size(1)
-        self.tokens.scatter_(1, self.positions(T).expand(inputs.shape), inputs)
-        return self.tokens[:, : self.longest + T]
+    def append_tokens(self, inputs, positions):
+        """Store tokens (B, T) at positions (B or 1, T) too; all that are then there: (B, S)."""
+        self.tokens.scatter_(1, positions.expand(inputs.shape), inputs)
+        return self.tokens[:, : self.longest + inputs.size(1)]
 
     def append(self, layer, k, v):
         """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
@@ -445,7 +443,7 @@ class Transformer(nn.Module):
 
         x = self.token_embedding(inputs)                                 # (B, T, C)
         if self.ngram_embedding is not None:
-            tokens = inputs if cache is None else cache.append_tokens(inputs)      # (B, S)
+            tokens = cache.append_tokens(inputs, positions) if cache else inputs   # (B, S)
             x = x + self.ngram_embedding(tokens, positions, segments)
         x, turn = self.position(x, positions)
         x = self.dropout(x)

@@ -423,12 +423,11 @@ def write_labels(model, tokenizer, start, documents, task, out):
     first = tokens_before(tokenizer, documents)
     device, size = model.token_embedding.weight.device, model.config.block_size
     if task["task"] == "tagging":
-        words = words_of(start)
+        words, best = words_of(start), []
         for tokens, ends in pieces(words, tokenizer, first, size):
             logits, _ = model(torch.tensor([tokens], device=device))
-            best = logits[0, ends].argmax(dim=1).tolist()
-            out.writelines(f"{word}\t{task['labels'][i]}\n" for word, i in zip(words, best))
-            words = words[len(ends) :]
+            best += logits[0, ends].argmax(dim=1).tolist()
+        out.writelines(f"{word}\t{task['labels'][i]}\n" for word, i in zip(words, best))
         return
     tokens = [*first, *tokenizer.encode(start).tolist()][-size:] or [0]
     logits, _ = model(torch.tensor([tokens], device=device))
