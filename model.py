@@ -13,11 +13,10 @@ from typing import Literal, get_args, get_origin
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 IGNORED = -1  # a target from which nothing is to be learned
 MIXER = 2654435761  # 2³² / golden ratio: its multiples modulo a number lie far apart (Knuth)
-LOGITS_AT_ONCE = 2**25  # the loss never holds more logits than this: 128 MB in float32
+LOGITS_AT_ONCE = 2**21  # of the loss, where 512 rows have no more: 8 MB, near the processor
 
 
 @dataclass
@@ -466,33 +465,85 @@ def capped(logits, softcap):
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
-def summed_loss(hidden, weight, targets, softcap, label_smoothing):
-    """-log p(target), summed. hidden (N, C), weight (V, C), targets (N)"""
-    logits = capped(F.linear(hidden, weight), softcap).float()                     # (N, V)
-    return F.cross_entropy(
-        logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
-    )
-
-
 def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
     """Mean of -log p(target) over the targets that count, in nats; 0 where there are none.
 
-    hidden (B, T, C), weight (V, C), targets (B, T). With a large vocabulary the B·T·V logits often
-    take more memory than all the rest: beyond LOGITS_AT_ONCE they are made chunk by chunk, and made
-    again when the gradient needs them.
+    hidden (B, T, C), weight (V, C), targets (B, T), -1 where nothing is to be learned.
     """
-    count = (targets != IGNORED).sum().clamp(min=1)
-    hidden, targets = hidden.flatten(0, 1), targets.flatten()                      # (N, C), (N)
-    rows = max(1, LOGITS_AT_ONCE // weight.size(0))
-    if len(targets) <= rows:
-        return summed_loss(hidden, weight, targets, softcap, label_smoothing) / count
-    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    total = sum(
-        again(summed_loss, h, weight, t, softcap, label_smoothing)
-        for h, t in chunks
-    )
-    return total / count
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()
+    n_targets = (targets != IGNORED).sum().clamp(min=1)
+    rows = hidden.flatten(0, 1), targets.flatten()                                 # (N, C), (N)
+    return SummedLoss.apply(*rows, weight, softcap, label_smoothing) / n_targets
+
+
+class SummedLoss(torch.autograd.Function):
+    """-log p(target), summed over the targets that count, with its gradients made on the way.
+
+    Some rows of logits are made, turned into their gradient in place, multiplied on, and given up
+    for the next ones: so few stay near the processor, where all B·T·V would go through memory many
+    times, and with a large vocabulary take more of it than all the rest.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, targets, weight, softcap, smoothing):
+        to_hidden, _, to_weight, *_ = ctx.needs_input_grad
+        narrow = weight.to(product_dtype(hidden))                                  # (V, C)
+        hidden_grad = torch.zeros_like(hidden) if to_hidden else None
+        weight_grad = torch.zeros_like(weight) if to_weight else None
+        total = torch.zeros((), device=hidden.device)
+        for at in rows_to_score(targets).split(rows_at_once(len(weight))):
+            counts = (targets[at] != IGNORED)[:, None]                             # (n, 1)
+            h = (hidden[at] * counts).type_as(narrow)                              # (n, C)
+            target = targets[at, None].clamp(min=0)
+            logits = capped(F.linear(h, narrow).float(), softcap)                  # (n, V)
+            log_p = logits.log_softmax(dim=1)
+            likely = log_p.gather(1, target)                                       # (n, 1)
+            if smoothing:
+                likely = likely.lerp(log_p.mean(dim=1, keepdim=True), smoothing)
+            total -= (likely * counts).sum()
+            if to_hidden or to_weight:
+                grad = logits_gradient(log_p, logits, target, softcap, smoothing).type_as(narrow)
+            if to_hidden:
+                hidden_grad[at] = ((grad @ narrow) * counts).type_as(hidden)
+            if to_weight:
+                weight_grad += grad.t() @ h
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx, slope):
+        to_hidden, to_weight = (None if g is None else g * slope for g in ctx.saved_tensors)
+        return to_hidden, None, to_weight, None, None
+
+
+def logits_gradient(log_p, logits, target, softcap, smoothing):
+    """p - onehot(target): how the loss grows with each logit (n, V). Overwrites both."""
+    grad = log_p.exp_()
+    if smoothing:
+        grad -= smoothing / grad.size(1)
+    grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1))
+    if softcap:  # tanh is flatter the further out
+        grad.addcmul_(grad, logits.div_(softcap).square_(), value=-1)
+    return grad
+
+
+def rows_at_once(vocab_size):
+    """How many rows of logits the loss makes at a time."""
+    return max(512, LOGITS_AT_ONCE // vocab_size)
+
+
+def rows_to_score(targets):
+    """Which of the N targets to score: those that count; all, where finding them takes a wait."""
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        return (targets != IGNORED).nonzero().squeeze(1)
+    return torch.arange(len(targets), device=targets.device)
+
+
+def product_dtype(x):
+    """The precision in which x is multiplied by matrices: autocast's where that is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 @torch.no_grad()

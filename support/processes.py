@@ -190,19 +190,24 @@ def compiled(model, setting, world, example):
     """`torch.compile(model)` where `setting` asks for it, proven on `example`; else the model.
 
     `auto` compiles on CUDA alone: elsewhere the compiler often costs more than a short run gains.
+    What it makes may be wrong: GCC 12 on an Emerald Rapids has turned rotary positions into nan.
     """
     if setting is False or (setting == "auto" and world.device.type != "cuda"):
         return model
-    faster = torch.compile(model)
+    faster, reason = torch.compile(model), ""
     try:
         with world.precision():
             _, loss = faster(**world.place(example))
         loss.backward()
+        if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
+            reason = "gradients that are not finite"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler may raise: there is a way without it
-        print(f"compile: not possible here ({type(error).__name__}); going on without it")
-        return model
+        reason = type(error).__name__
     finally:
         model.zero_grad(set_to_none=True)
+    if reason:
+        print(f"compile: not possible here ({reason}); going on without it")
+        return model
     return faster

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import LOGITS_AT_ONCE
+from model import rows_at_once
 from support.files import fall_silent, replacing
 
 # Operations a second on matrices of 16-bit floats, from the makers' data sheets.
@@ -31,7 +31,7 @@ PEAKS = {
     "T4": 65e12,
 }
 COLUMNS = 80
-LOGITS_BYTES = 4 + 4 + 4  # of one logit while its chunk is at work: itself, its exponent, its slope
+LOGITS_BYTES = 4 + 4 + 2  # of one logit while its rows are at work: itself, its gradient, narrowed
 SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of the picture
 
 
@@ -314,12 +314,14 @@ def memory_parts(model, config, world):
     in_muon = sum(p.numel() * p.element_size() for p in model.blocks.parameters() if p.dim() == 2)
     states = 2 * weights - (in_muon if config.optimizer == "muon" else 0)
     one, two = (saved_bytes(model, config, world, sequences) for sequences in (1, 2))
+    vocab_size = model.config.vocab_size
+    rows = min(config.batch_size * config.block_size, rows_at_once(vocab_size))
     return {
         "weights": weights * (2 if config.ema_decay else 1),
         "gradients": weights,
         "optimizer": states,
         "activations": one + (config.batch_size - 1) * (two - one),
-        "logits": LOGITS_BYTES * LOGITS_AT_ONCE if logits_in_chunks(config, model) else 0,
+        "logits": LOGITS_BYTES * rows * vocab_size,
     }
 
 
@@ -335,15 +337,9 @@ def saved_bytes(model, config, world, sequences):
         return tensor
 
     tokens = torch.zeros(sequences, config.block_size, dtype=torch.long, device=world.device)
-    targets = None if logits_in_chunks(config, model) else tokens
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), world.precision():
-        _graph = model(tokens, targets)  # held, so that no storage is given out twice
+        _graph = model(tokens, tokens)  # held, so that no storage is given out twice
     return sum(saved.values())
-
-
-def logits_in_chunks(config, model):
-    """Whether the loss of a micro-batch is so large that its logits are not kept."""
-    return config.batch_size * config.block_size * model.config.vocab_size > LOGITS_AT_ONCE
 
 
 def doubts(config, epochs):

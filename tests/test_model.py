@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import model as model_module
 from model import (
@@ -284,21 +285,65 @@ def test_every_weight_gets_a_gradient(variant):
     assert [name for name in without if "key.bias" not in name] == []
 
 
+def plain_loss(hidden, weight, targets, softcap, smoothing):
+    """What `next_token_loss` computes, all logits at once and the gradients left to PyTorch."""
+    logits = hidden @ weight.t()
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
+    )
+
+
+@pytest.mark.parametrize("rows", [4, 512])
+@pytest.mark.parametrize("all_rows", [True, False], ids=["as on a gpu", "as on a cpu"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_the_loss_in_chunks_is_the_loss(monkeypatch, softcap, smoothing):
+def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
+    monkeypatch, softcap, smoothing, all_rows, rows
+):
     torch.manual_seed(0)
     hidden = torch.randn(2, 7, 8, requires_grad=True)
     weight = torch.randn(50, 8, requires_grad=True)
     targets = torch.randint(50, (2, 7))
     targets[0, :3] = IGNORED
-    whole = next_token_loss(hidden, weight, targets, softcap, smoothing)
-    gradients = torch.autograd.grad(whole, (hidden, weight))
-    monkeypatch.setattr(model_module, "LOGITS_AT_ONCE", 50 * 4)
-    chunked = next_token_loss(hidden, weight, targets, softcap, smoothing)
-    torch.testing.assert_close(chunked, whole)
-    for mine, theirs in zip(torch.autograd.grad(chunked, (hidden, weight)), gradients):
+    plain = plain_loss(hidden, weight, targets, softcap, smoothing)
+    monkeypatch.setattr(model_module, "rows_at_once", lambda vocab_size: rows)
+    if all_rows:
+        monkeypatch.setattr(model_module, "rows_to_score", lambda t: torch.arange(len(t)))
+    loss = next_token_loss(hidden, weight, targets, softcap, smoothing)
+    torch.testing.assert_close(loss, plain)
+    expected = torch.autograd.grad(3 * plain, (hidden, weight))
+    for mine, theirs in zip(torch.autograd.grad(3 * loss, (hidden, weight)), expected):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_the_loss_makes_only_the_gradients_that_are_asked_for():
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(1, 5, 8), torch.randn(9, 8), torch.randint(9, (1, 5))
+    assert not next_token_loss(hidden, weight, targets).requires_grad
+    for wanted in (hidden, weight):
+        wanted.requires_grad_()
+        (mine,) = torch.autograd.grad(next_token_loss(hidden, weight, targets), wanted)
+        (theirs,) = torch.autograd.grad(plain_loss(hidden, weight, targets, 0, 0), wanted)
+        torch.testing.assert_close(mine, theirs)
+        wanted.requires_grad_(False)
+
+
+def test_the_loss_in_bfloat16_is_nearly_that_in_float32():
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 7, 64, requires_grad=True)
+    weight = torch.randn(50, 64, requires_grad=True)
+    targets = torch.randint(50, (2, 7))
+    exact = next_token_loss(hidden, weight, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = next_token_loss(hidden, weight, targets)
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0)
+    expected = torch.autograd.grad(exact, (hidden, weight))
+    for mine, theirs in zip(torch.autograd.grad(narrow, (hidden, weight)), expected):
+        assert mine.dtype == torch.float32
+        assert 0 < (mine - theirs).norm() / theirs.norm() < 0.02
 
 
 def test_the_loss_is_the_mean_over_the_targets_that_count():

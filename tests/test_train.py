@@ -535,6 +535,21 @@ def test_without_a_compiler_training_goes_on_without_it(train_tiny, monkeypatch,
     assert last()["step"] == 20
 
 
+def test_wrong_gradients_of_a_compiler_are_not_learned_from(train_tiny, monkeypatch, capsys):
+    def wrong(model):
+        def forward(*args, **kwargs):
+            scores, loss = model(*args, **kwargs)
+            return scores, loss * math.nan
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    train_tiny("--compile=True")
+    told = capsys.readouterr().out
+    assert "compile: not possible here (gradients that are not finite)" in told
+    assert "this update is skipped" not in told
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
