@@ -62,6 +62,7 @@ class FinetuneConfig(TrainConfig):
     init_from: str = "out/stories"  # a run, a checkpoint, a Hugging Face folder or name; or resume
     out_dir: str = "out/finetuned"  # checkpoints, log, and test.json with predictions.jsonl
     pretrained: bool = True  # False: the same shape with drawn weights; what was pretraining worth?
+    redraw: tuple[Literal["attention", "mlp"], ...] = ()  # of each block, what starts anew anyhow
     # on which examples
     task: Literal["text", "completion", "chat", "classification", "tagging"] = "completion"
     dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; or of tokens
@@ -269,7 +270,7 @@ def with_steps(config, n):
     """The config with the number of updates that its epochs of `n` examples take."""
     per_step = config.batch_size * config.gradient_accumulation_steps
     steps = max(1, round(config.epochs * n / per_step))
-    return dataclasses.replace(config, max_iters=config.max_iters or steps)
+    return config if config.max_iters is not None else dataclasses.replace(config, max_iters=steps)
 
 
 def show_examples(task, lines, examples, told, config):
@@ -345,7 +346,7 @@ def table(rows):
 
 def read_finetune_config():
     """What `train.read_config` gives; a run that goes on keeps its task and its method."""
-    fixed = ("optimizer", "task", "generative", "pretrained", "method")
+    fixed = ("optimizer", "task", "generative", "pretrained", "redraw", "method")
     fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
     config, resumed = read_config(FinetuneConfig, QUICK_START, fixed)
     if resumed and config.epochs != resumed["train_config"]["epochs"]:

@@ -185,6 +185,11 @@ def make_model(config, base, task, tokenizer):
         "n_labels": len(task.labels),
         "tie_weights": known.tie_weights and not task.labels,
     }
+    if config.redraw and config.method != "full":
+        raise SystemExit(
+            f"redraw={' '.join(config.redraw)} leaves parts that --method={config.method} would "
+            "not train: use full"
+        )
     if not config.causal and not task.labels:
         raise SystemExit("causal=False sees what it is to write; it is for labels and tags alone")
     metric = config.best_metric or task.best_metric
@@ -192,7 +197,15 @@ def make_model(config, base, task, tokenizer):
     torch.manual_seed(config.seed)
     if config.pretrained:
         model = fitted(base, model_part(config))
+        redraw(model, config.redraw)
     else:
         model = Transformer(model_part(config))
     put_in(model, settings_of(config))
     return config, model
+
+
+def redraw(model, parts):
+    """Give these parts of every block, their norms with them, weights as before any training."""
+    drawn = Transformer(model.config).state_dict()
+    anew = [n for n in drawn if n.startswith("blocks.") and n.split(".")[2].split("_")[0] in parts]
+    model.load_state_dict({name: drawn[name] for name in anew}, strict=False)

@@ -587,6 +587,19 @@ def test_a_teacher_teaches_any_task_and_a_folder_of_tokens(tune):
         tune("classification", "--teacher=out/base")
 
 
+# -------------------------------------------------------------------------------- what starts anew
+
+
+@pytest.mark.parametrize("parts", [["attention"], ["mlp"], ["attention", "mlp"]])
+def test_what_is_to_be_redrawn_starts_anew_and_nothing_else(tune, parts):
+    tune("completion", "--max_iters=0", "--redraw", *parts)
+    before, after = read_checkpoint(Path("out/base/ckpt.pt"))["model"], last()["model"]
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    anew = {n for n in before if n.startswith("blocks.") and any(f".{part}" in n for part in parts)}
+    assert kept & anew == set()
+    assert kept | anew == set(before)
+
+
 # ------------------------------------------------------------------------------------ wrong input
 
 
@@ -598,6 +611,8 @@ def test_a_teacher_teaches_any_task_and_a_folder_of_tokens(tune):
         (["--vocab_size=1000"], "vocab_size=1000 does not fit out/base"),
         (["--lora_rank=0"], "lora_rank"),
         (["--lora_targets", "queery"], "queery"),
+        (["--redraw", "atention"], "atention"),
+        (["--redraw", "mlp", "--method=lora"], "use full"),
         (["--generative"], "task=classification"),
         (["--merge"], "method=lora"),
         (["--token_shift=1.5"], "token_shift"),
