@@ -27,6 +27,7 @@ from support.tokenizer_files import chat_template_of
 
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
 FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
+RANKED_AT_FIRST = 1024  # tokens that top_p mostly gets by with; to sort all takes far longer
 LONGEST_MATCH = 3  # of its last so many tokens a text is searched for an earlier occurrence
 HELD_OUT = 2048  # tokens on which it is measured what lighter weights cost
 SEPARATOR = "---------------"
@@ -93,7 +94,9 @@ def next_token_distribution(
     if 0 < top_k < probabilities.size(1):
         least = least.maximum(probabilities.topk(top_k, dim=1).values[:, -1:])
     if top_p < 1:
-        ranked = probabilities.sort(dim=1, descending=True).values
+        ranked = probabilities.topk(min(RANKED_AT_FIRST, probabilities.size(1)), dim=1).values
+        if (ranked.sum(dim=1) < top_p).any():
+            ranked = probabilities.sort(dim=1, descending=True).values
         of_likelier_ones = ranked.cumsum(dim=1) - ranked
         in_nucleus = torch.where(of_likelier_ones < top_p, ranked, 1.0)
         least = least.maximum(in_nucleus.amin(dim=1, keepdim=True))

@@ -9,6 +9,7 @@ out_dir = "out/chat"
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
 epochs = 2.4
+redraw = "attention"  # answers are copied: what to look at is learned anew (docs/speed.md)
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

@@ -86,6 +86,17 @@ def test_a_top_k_beyond_the_vocabulary_keeps_all():
     torch.testing.assert_close(next_token_distribution(LOGITS, top_k=99), LOGITS.softmax(dim=1))
 
 
+@pytest.mark.parametrize("top_p", [0.2, 0.7, 0.95])
+def test_top_p_ranks_as_many_tokens_as_it_needs(top_p, monkeypatch):
+    logits = 2 * torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    few_ranked = []
+    monkeypatch.setattr(sample, "RANKED_AT_FIRST", 5)
+    for row in logits.split(1):  # of some 5 tokens are enough, of others not
+        few_ranked.append(next_token_distribution(row, top_p=top_p))
+    monkeypatch.setattr(sample, "RANKED_AT_FIRST", 50)
+    assert torch.equal(torch.cat(few_ranked), next_token_distribution(logits, top_p=top_p))
+
+
 @pytest.mark.parametrize(("top_p", "kept"), [(0.3, 1), (0.5, 2), (0.79, 3), (0.999, 5), (1.0, 5)])
 def test_top_p_keeps_the_smallest_set(top_p, kept):
     # sorted, the probabilities are 0.45 0.27 0.17 0.06 0.02 (rounded), their sums 0.45 0.73 0.90 …
