@@ -3,12 +3,13 @@
 dataset = "python"
 out_dir = "out/python"
 
-n_layer = 4
+n_layer = 3
 n_head = 2
 n_embd = 192
 block_size = 256
-norm = "rmsnorm"
+norm = "layernorm"
 position = "rope"
+ngrams = 3  # nothing is read twice: no danger of learning them by heart
 qk_norm = True
 mlp = "relu2"
 tie_weights = False
@@ -19,8 +20,9 @@ batch_size = 12
 gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens a step
 
 optimizer = "muon"
-learning_rate = 1e-2
-muon_learning_rate = 0.06
+learning_rate = 2e-2  # of the embeddings and the head
+muon_learning_rate = 0.06  # of the matrices between them
+beta1 = 0.8
 weight_decay = 0.0
 schedule = "linear"
 warmup_iters = 0
