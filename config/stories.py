@@ -1,6 +1,6 @@
 # The quick start: a small transformer learns to tell stories, in English and Chinese.
 #   python prepare_data.py && python train.py && python sample.py
-# Two minutes on two CPU cores, 4:28 on older ones without bfloat16; ends near 0.32 bits per byte,
+# Two minutes on two CPU cores, 4:28 on older ones without bfloat16; ends near 0.322 bits per byte,
 # where the floor is 0.218.
 dataset = "stories"
 out_dir = "out/stories"
@@ -25,7 +25,7 @@ optimizer = "muon"
 learning_rate = 3e-2  # of the embedding and the head
 muon_learning_rate = 0.06  # of the matrices between them
 beta1 = 0.8
-weight_decay = 0.0  # 2 million tokens of 3.1 million: no danger of learning them by heart
+weight_decay = 0.1  # costs 0.002 bits per byte, and leaves a model that learns tasks far better
 schedule = "linear"
 warmup_iters = 0
 min_lr = 0.0
