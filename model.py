@@ -513,8 +513,8 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope):
-        to_hidden, to_weight = (None if g is None else g * slope for g in ctx.saved_tensors)
-        return to_hidden, None, to_weight, None, None
+        hidden_grad, weight_grad = (None if g is None else g * slope for g in ctx.saved_tensors)
+        return hidden_grad, None, weight_grad, None, None
 
 
 def logits_gradient(log_p, logits, target, softcap, smoothing):

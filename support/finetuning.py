@@ -197,7 +197,8 @@ def make_model(config, base, task, tokenizer):
     torch.manual_seed(config.seed)
     if config.pretrained:
         model = fitted(base, model_part(config))
-        redraw(model, config.redraw)
+        if config.redraw:
+            redraw(model, config.redraw)
     else:
         model = Transformer(model_part(config))
     put_in(model, settings_of(config))
@@ -207,5 +208,5 @@ def make_model(config, base, task, tokenizer):
 def redraw(model, parts):
     """Give these parts of every block, their norms with them, weights as before any training."""
     drawn = Transformer(model.config).state_dict()
-    anew = [n for n in drawn if n.startswith("blocks.") and n.split(".")[2].split("_")[0] in parts]
+    anew = [n for n in drawn if n.startswith("blocks.") and n.split(".")[2].startswith(parts)]
     model.load_state_dict({name: drawn[name] for name in anew}, strict=False)
