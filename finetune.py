@@ -40,6 +40,7 @@ from support.processes import only_main_prints, open_world
 from support.report import Report, advice_on_memory, farewell, in_words, is_over
 from support.tasks import Example, batch_of
 from support.token_files import permuted
+from support.weights import averaged
 from train import (
     TrainConfig,
     check_shares,
@@ -298,7 +299,7 @@ def show_weights(model):
 def finish(start, config, world):
     """Test the best checkpoint, and write it without LoRA where that was asked for."""
     best = read_checkpoint(Path(config.out_dir) / BEST)
-    start.model.load_state_dict(best["model"] | (best["ema"] or {}), strict=False)
+    start.model.load_state_dict(averaged(best), strict=False)
     if start.lines:
         test(start.task, start.lines, start.model, config, world)
     if config.merge and world.is_main:

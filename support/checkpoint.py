@@ -31,7 +31,7 @@ from support.adapters import adds, fingerprint_of, has_added, merge_lora, put_in
 from support.files import replacing
 from support.nanogpt import from_nanogpt
 from support.tokenizer import tokenizer_from_dict
-from support.weights import assembled, fitted
+from support.weights import assembled, averaged, fitted
 
 FORMAT = 1
 LAST, BEST = "ckpt.pt", "best.pt"
@@ -113,8 +113,7 @@ def load_model(source, device="cpu", dtype=torch.float32, base=None):
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path) | {"path": path}
     try:
-        averaged = {**checkpoint["model"], **(checkpoint["ema"] or {})}
-        model = merge_lora(model_in(checkpoint | {"model": averaged}, base))
+        model = merge_lora(model_in(checkpoint | {"model": averaged(checkpoint)}, base))
         tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SystemExit(f"{path} is not whole, or of another version: {error!r:.200}") from None

@@ -1,6 +1,6 @@
 """Examples to fine-tune on from Python files: what a function does, and where it belongs.
 
-docstring    {"prompt": a function without its docstring + "\n\nDocstring:", "completion": ...}
+docstring    {"prompt": a function without its docstring, and its beginning once more, "completion"}
 module       {"text": a function, "label": the module or package that it is from}
 """
 
@@ -12,7 +12,6 @@ from hashlib import blake2b
 from textwrap import dedent
 from typing import NamedTuple
 
-QUESTION = "\n\nDocstring:"
 MOST_CHARACTERS = 600  # of a function, so that it fits a small context
 MOST_IN_SENTENCE = 100
 MODULES = 12  # the label of `module`: those with most functions
@@ -22,11 +21,12 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 
 class Function(NamedTuple):
-    """A function as it is written, and without the docstring that it may have."""
+    """A function as written, without the docstring that it may have, and what precedes that."""
 
     file: str
     source: str
     undocumented: str
+    signature: str
     docstring: str
 
 
@@ -69,21 +69,26 @@ def read_function(node, lines, file):
     source = dedent("\n".join(lines[first:last]))
     docstring = ast.get_docstring(node) or ""
     if not docstring or len(node.body) == 1:
-        return Function(file, source, source, "")
+        return Function(file, source, source, "", "")
     start, end = node.body[0].lineno - 1, node.body[0].end_lineno
     if start == first or node.body[1].lineno == end:  # it shares a line with code
-        return Function(file, source, source, "")
+        return Function(file, source, source, "", "")
     undocumented = dedent("\n".join(lines[first:start] + lines[end:last]))
-    return Function(file, source, undocumented, docstring)
+    signature = dedent("\n".join(lines[first:start]))
+    return Function(file, source, undocumented, signature, docstring)
 
 
 def docstrings(functions):
-    """{split: examples}: functions and the first sentence on them, split by file."""
+    """{split: examples}: functions and the first sentence on them, split by file.
+
+    The question is what a model of code has read a thousand times: the line before a docstring.
+    """
     splits = {split: [] for split in SPLITS}
     for function in functions:
         sentence = first_sentence(function.docstring)
         if sentence and len(sentence) <= MOST_IN_SENTENCE and "->" not in sentence:
-            example = {"prompt": function.undocumented + QUESTION, "completion": " " + sentence}
+            prompt = f'{function.undocumented}\n\n{function.signature}\n    """'
+            example = {"prompt": prompt, "completion": sentence}
             splits[split_of(function.file)].append(example)
     return splits
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from support.code_tasks import code_tasks
+from support.code_tasks import code_tasks, split_of
 from support.stories.tasks import story_tasks
 from support.tokenizer import repair
 
@@ -324,11 +324,18 @@ def standard_library():
         raise ValueError(
             "this Python keeps no source of its standard library; try the corpus stories"
         )
+
+    def documents():
+        for file in files:
+            split = split_of(file.relative_to(root).as_posix())
+            yield Document(TextFile(file), "train" if split == "train" else "val")
+
     version = ".".join(map(str, sys.version_info[:3]))
     size = sum(file.stat().st_size for file in files)
     source = [f"the standard library of Python {version}"]
+    rule = "by file, as its tasks are: what they validate and test with is in val"
     tasks = partial(code_tasks, files, root)
-    return Corpus("python", lambda: documents_in(files), size, source, tasks=tasks)
+    return Corpus("python", documents, size, source, rule, tasks)
 
 
 def shakespeare(raw):

@@ -10,7 +10,7 @@ import torch
 
 from model import ModelConfig
 from support.tokenizer_files import tokenizer_from_nanogpt
-from support.weights import GPT2, parameter_shapes, place_of, put, take
+from support.weights import GPT2, averaged, parameter_shapes, place_of, put, take
 
 SHAPE = "n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"
 MOMENTS = "exp_avg", "exp_avg_sq"  # what AdamW remembers of a weight, each of its shape
@@ -80,7 +80,7 @@ def to_nanogpt(checkpoint):
     ]
     if strange:
         raise ValueError(f"nanoGPT knows only models trained with {' '.join(strange)}")
-    weights = {**checkpoint["model"], **(checkpoint["ema"] or {})}
+    weights = averaged(checkpoint)
     places = {name: place_of(name, GPT2) for name in weights if name != "head.weight"}
     model = dict(put(weights, places))
     best = checkpoint["progress"]["best"]

@@ -6,7 +6,7 @@ import torch
 
 from model import ModelConfig, Transformer
 from support.checkpoint import load_model
-from support.weights import assembled, fitted
+from support.weights import assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
 
@@ -27,8 +27,8 @@ def make_model(config, dataset, resumed):
     if resumed:
         check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
         tell_changes(resumed["data"], dataset)
-        averaged = resumed["ema"] if config.eval_only else None
-        return config, assembled(shape, resumed["model"] | (averaged or {}))
+        weights = averaged(resumed) if config.eval_only else resumed["model"]
+        return config, assembled(shape, weights)
     check_ids(dataset, vocab_size)
     torch.manual_seed(config.seed)
     return config, Transformer(shape)

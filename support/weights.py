@@ -121,6 +121,11 @@ def parameter_shapes(config):
     return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
+def averaged(checkpoint):
+    """The weights of a checkpoint by name: the averaged ones, where a run has such."""
+    return checkpoint["model"] | (checkpoint["ema"] or {})
+
+
 def assembled(config, weights):
     """A `Transformer` of these tensors, {name: tensor}, which are not copied; none is drawn."""
     with torch.device("meta"):  # no memory, no random numbers

@@ -47,12 +47,12 @@ def test_docstrings_are_taken_out_of_their_functions(tmp_path):
     made = all_examples(code_tasks(files, tmp_path)["docstring"])
     assert made == [
         {
-            "prompt": "def double(x):\n    return 2 * x\n\nDocstring:",
-            "completion": " Return twice x.",
+            "prompt": 'def double(x):\n    return 2 * x\n\ndef double(x):\n    """',
+            "completion": "Return twice x.",
         },
         {
-            "prompt": 'def method(self):\n    print("hello")\n\nDocstring:',
-            "completion": " Say hello.",
+            "prompt": 'def method(self):\n    print("hello")\n\ndef method(self):\n    """',
+            "completion": "Say hello.",
         },
     ]
 
@@ -77,7 +77,8 @@ def test_files_that_do_not_parse_are_passed_over_and_old_escapes_are_not(tmp_pat
     (tmp_path / "e.py").write_bytes(b"x = '\xff'\n")
     made = code_tasks([*files, tmp_path / "e.py"], tmp_path)
     assert {example["label"] for example in all_examples(made["module"])} == {"c", "d"}
-    assert all_examples(made["docstring"])[0]["prompt"] == "def g():\n    return 1\n\nDocstring:"
+    prompt = all_examples(made["docstring"])[0]["prompt"]
+    assert prompt == 'def g():\n    return 1\n\ndef g():\n    """'
 
 
 def test_long_functions_are_left_out(tmp_path):
@@ -95,7 +96,7 @@ def test_no_file_has_docstrings_in_two_splits_and_no_function_is_in_two(tmp_path
     for split, examples in made["docstring"].items():
         assert examples
         for example in examples:
-            number = int(example["completion"].removeprefix(" Return ")[:-1])
+            number = int(example["completion"].removeprefix("Return ")[:-1])
             assert places.setdefault(number // 10, split) == split
     texts = [example["text"] for example in all_examples(made["module"])]
     assert len(set(texts)) == len(texts)

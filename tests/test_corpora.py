@@ -230,7 +230,21 @@ def test_a_python_without_sources_says_so(tmp_path, monkeypatch):
 def test_this_machines_standard_library_is_found(tmp_path):
     corpus = open_paths(tmp_path, "python")
     assert corpus.size > 5_000_000
-    assert next(corpus.documents()).split is None
+    documents = list(corpus.documents())
+    assert 0.7 < sum(document.split == "train" for document in documents) / len(documents) < 0.95
+
+
+def test_no_model_reads_the_docstrings_that_it_is_tested_with(tmp_path, monkeypatch):
+    for i in range(60):
+        text = f'def f():\n    """Say {i}."""\n    return {i}\n'
+        save(tmp_path / "lib" / f"m{i}.py", text)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "lib")})
+    corpus = open_paths(tmp_path, "python")
+    read = [text for d, text in zip(corpus.documents(), texts_of(corpus)) if d.split == "train"]
+    asked = corpus.tasks()["docstring"]
+    held_out = [example["completion"] for split in ("val", "test") for example in asked[split]]
+    assert len(held_out) + len(read) == 60 and held_out and read
+    assert not any(docstring in text for docstring in held_out for text in read)
 
 
 def test_tinystories_are_split_at_their_separators(tmp_path, monkeypatch, chunk_bytes):
