@@ -24,6 +24,11 @@ def relative_error(layer, reference, x):
         return ((layer(x) - expected).norm() / expected.norm()).item()
 
 
+@pytest.fixture
+def no_kernel(monkeypatch):
+    monkeypatch.setattr(support.quantize, "packed", lambda *weights: None)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_half_precision_weights_lose_little(rows, bias):
@@ -33,8 +38,17 @@ def test_half_precision_weights_lose_little(rows, bias):
     assert error < (1e-3 if rows <= 2 else 1e-2)  # more rows may be multiplied in bfloat16
 
 
+@pytest.mark.parametrize("rows", ROWS)
+def test_without_the_processors_kernel_half_precision_still_works(rows, no_kernel):
+    reference = linear()
+    layer = HalfLinear(reference)
+    assert layer.weight.dtype == torch.float16
+    error = relative_error(layer, reference, torch.randn(1, rows, 64))
+    assert error < (1e-3 if rows <= 2 else 1e-2)
+
+
 @pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
-def test_a_prompt_is_multiplied_in_the_precision_that_the_processor_is_fast_in(fast, monkeypatch):
+def test_a_prompt_is_multiplied_in_what_the_processor_is_fast_in(fast, no_kernel, monkeypatch):
     monkeypatch.setattr(support.quantize, "pick_dtype", lambda name, device: fast)
     layer, x = HalfLinear(linear(bias=False)), torch.randn(1, 20, 64)
     expected = nn.functional.linear(x.to(fast), layer.weight.to(fast)).float()
@@ -49,8 +63,7 @@ def test_weights_of_eight_bits_lose_about_a_hundredth(rows, bias):
 
 
 @pytest.mark.parametrize("rows", ROWS)
-def test_without_the_processors_kernel_eight_bits_still_work(rows, monkeypatch):
-    monkeypatch.setattr(support.quantize, "packed", lambda weight, scale: None)
+def test_without_the_processors_kernel_eight_bits_still_work(rows, no_kernel):
     reference = linear()
     layer = Int8Linear(reference)
     assert layer.weight.dtype == torch.int8
