@@ -12,7 +12,8 @@ from hashlib import blake2b
 from textwrap import dedent
 from typing import NamedTuple
 
-MOST_CHARACTERS = 600  # of a function, so that it fits a small context
+MOST_CHARACTERS = 3000  # of a function that is asked about
+MOST_TO_PLACE = 600  # of one whose module is asked for: all of it fits a small context
 MOST_IN_SENTENCE = 100
 MODULES = 12  # the label of `module`: those with most functions
 MOST_OF_MODULE = 300
@@ -35,8 +36,13 @@ def code_tasks(files, root):
     functions = []
     for file in files:
         functions += functions_in(file, file.relative_to(root).as_posix())
-    distinct = list({function.undocumented: function for function in functions}.values())
-    return {"docstring": docstrings(distinct), "module": modules(distinct)}
+    short = [function for function in functions if len(function.source) <= MOST_TO_PLACE]
+    return {"docstring": docstrings(distinct(functions)), "module": modules(distinct(short))}
+
+
+def distinct(functions):
+    """The functions without those that do the same, word for word, as a later one."""
+    return list({function.undocumented: function for function in functions}.values())
 
 
 def functions_in(file, name):

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 
-from support.code_tasks import MOST_CHARACTERS, code_tasks, first_sentence, split_of
+from support.code_tasks import MOST_CHARACTERS, MOST_TO_PLACE, code_tasks, first_sentence, split_of
 
 FILE = '''
 """A module."""
@@ -82,9 +82,12 @@ def test_files_that_do_not_parse_are_passed_over_and_old_escapes_are_not(tmp_pat
 
 
 def test_long_functions_are_left_out(tmp_path):
-    body = "    x = 1\n" * (MOST_CHARACTERS // 10)
-    files = write(tmp_path, {"a.py": f"def f():\n{body}"})
-    assert not all_examples(code_tasks(files, tmp_path)["module"])
+    for name, length in (("a", MOST_TO_PLACE), ("b", MOST_CHARACTERS)):
+        body = f'    """Say {name}."""\n' + "    x = 1\n" * (length // 10)
+        write(tmp_path, {f"{name}.py": f"def f():\n{body}"})
+    made = code_tasks(sorted(tmp_path.rglob("*.py")), tmp_path)
+    assert not all_examples(made["module"])
+    assert [example["completion"] for example in all_examples(made["docstring"])] == ["Say a."]
 
 
 def test_no_file_has_docstrings_in_two_splits_and_no_function_is_in_two(tmp_path):
