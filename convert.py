@@ -200,8 +200,9 @@ def to_shiftgpt(config):
     with new_folder(config.out) as folder:
         save_checkpoint(folder / LAST, checkpoint)
     script = "finetune.py" if "task" in checkpoint else "train.py"
+    data = "" if checkpoint["data"] else " --dataset=NAME"
     print(f"{config.out} is written; go on with: python {script} --init_from=resume", end=" ")
-    print(f"--out_dir={config.out}")
+    print(f"--out_dir={config.out}{data}")
 
 
 def as_checkpoint(config):

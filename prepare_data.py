@@ -209,7 +209,7 @@ def make_tokenizer(config, corpus, texts):
         wanted = config.vocab_size or fitting
         evenly = islice(texts, 0, None, 1 + corpus.size // TRAINING_BYTES)
         tokenizer = train_bpe(evenly, wanted)
-        if tokenizer.vocab_size < wanted:
+        if tokenizer.vocab_size < wanted and corpus.size:
             print(f"the text has no more pairs to merge: the vocabulary is not {wanted:,} large\n")
         return tokenizer
     if config.tokenizer == "char":

@@ -18,7 +18,7 @@ from model import KVCache
 from support.chat import end_of_turn, opening
 from support.checkpoint import in_a_line, load_model
 from support.config import load_config
-from support.labelling import pieces, words_of
+from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
 from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
 from support.token_files import Windows, open_dataset
@@ -314,10 +314,15 @@ def tokens_before(tokenizer, documents):
 def first_tokens(tokenizer, start, documents):
     """What the model sees first: the token before a text, then `start`; or at least a newline."""
     first = tokens_before(tokenizer, documents)
+    if not first:
+        return tokens_of(tokenizer, start or tokenizer.known("\n")) or [0]
+    return [*first, *tokens_of(tokenizer, start)]
+
+
+def tokens_of(tokenizer, start):
+    """The tokens of a text; exits for a character that the tokenizer does not know."""
     try:
-        if not first:
-            return tokenizer.encode(start or tokenizer.known("\n")).tolist() or [0]
-        return [*first, *tokenizer.encode(start).tolist()]
+        return tokenizer.encode(start).tolist()
     except ValueError as error:
         shown = start if len(start) < 40 else start[:40] + "…"
         raise SystemExit(f"start={shown!r} cannot be continued: {error}") from None
@@ -426,13 +431,13 @@ def write_labels(model, tokenizer, start, documents, task, out):
     first = tokens_before(tokenizer, documents)
     device, size = model.token_embedding.weight.device, model.config.block_size
     if task["task"] == "tagging":
-        words, best = words_of(start), []
+        words, best = words_of(start, task.get("blanks", False)), []
         for tokens, ends in pieces(words, tokenizer, first, size):
             logits, _ = model(torch.tensor([tokens], device=device))
             best += logits[0, ends].argmax(dim=1).tolist()
         out.writelines(f"{word}\t{task['labels'][i]}\n" for word, i in zip(words, best))
         return
-    tokens = [*first, *tokenizer.encode(start).tolist()][-size:] or [0]
+    tokens = [*first, *tokens_of(tokenizer, start)][-size:] or [0]
     logits, _ = model(torch.tensor([tokens], device=device))
     chances = logits[0, -1].float().softmax(dim=0).tolist()
     for chance, label in sorted(zip(chances, task["labels"]), reverse=True):
@@ -469,8 +474,10 @@ def read_text(path):
 
 def load_for_sampling(config, world):
     """(model, tokenizer, what its checkpoint says), told on standard error."""
-    source = config.out_dir if config.init_from == "resume" else config.init_from
-    source, base = (config.adapter, source) if config.adapter else (source, None)
+    named = config.out_dir if config.init_from == "resume" else config.init_from
+    source, base = config.adapter or named, None
+    if config.adapter and named != SampleConfig.out_dir:
+        base = named  # typed; else the adapter knows what it was put on
     model, tokenizer, checkpoint = load_model(source, world.device, dtype=None, base=base)
     print(in_a_line(checkpoint), file=sys.stderr)
     if config.adapter and "base" not in (checkpoint.get("method") or {}):
@@ -532,8 +539,11 @@ def main():
     with open_world(config.device, config.dtype, to_train=False) as world:
         model, tokenizer, checkpoint = load_for_sampling(config, world)
         documents = checkpoint["data"].get("train_documents", 0)
+        task = checkpoint.get("task") or {}
         if config.chat:
-            if not (tokenizer.chat_template or checkpoint.get("task", {}).get("task") == "chat"):
+            if model.config.n_labels:
+                raise SystemExit("this model gives labels, and holds no conversation: type --start")
+            if not (tokenizer.chat_template or task.get("task") == "chat"):
                 print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
             sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
             converse(model, tokenizer, config, sys.stdout)
@@ -541,9 +551,9 @@ def main():
         for start in starts(config):
             try:
                 if model.config.n_labels:
-                    task = checkpoint["task"]
                     write_labels(model, tokenizer, start, documents, task, sys.stdout)
                     continue
+                start += LABEL if task.get("generative") else ""  # it was taught to write one
                 prompt = first_tokens(tokenizer, start, documents)
                 begun = time.perf_counter()
                 made = write_samples(model, tokenizer, start, prompt, config, sys.stdout)

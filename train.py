@@ -32,7 +32,14 @@ from support.checkpoint import (
 from support.config import is_config_file, load_config, show_config
 from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
-from support.report import Report, advice_on_memory, farewell, in_words, show_plan
+from support.report import (
+    Report,
+    advice_on_memory,
+    check_tracker,
+    farewell,
+    in_words,
+    show_plan,
+)
 from support.starting_point import make_model
 from support.token_files import Windows, open_dataset
 
@@ -132,6 +139,7 @@ class Progress:
     step: int = 0  # updates made
     minutes: float = 0.0  # of training, all sittings together
     best: float | None = None  # value of the best metric so far
+    best_loss: float = -math.inf  # val_loss of that moment, which decides between equals
     without_gain: int = 0  # evaluations since then
     evaluated_at: int = -1  # the step of the last evaluation
     skipped: int = 0  # updates in a row that had no finite gradients
@@ -142,9 +150,13 @@ class Progress:
             raise SystemExit(
                 f"best_metric={metric} is not evaluated; there is {', '.join(numbers)}"
             )
-        value, sign = float(numbers[metric]), 1 if metric.endswith(LOWER_IS_BETTER) else -1
-        better = self.best is None or sign * value < sign * self.best
-        self.best = value if better else self.best
+        value, loss = float(numbers[metric]), float(numbers.get("val_loss", math.inf))
+        sign = 1 if metric.endswith(LOWER_IS_BETTER) else -1
+        better = math.isfinite(value) and (
+            self.best is None or (sign * value, loss) < (sign * self.best, self.best_loss)
+        )
+        if better:
+            self.best, self.best_loss = value, loss
         self.without_gain = 0 if better else self.without_gain + 1
         self.evaluated_at = self.step
         return better
@@ -487,6 +499,7 @@ def read_config(Config, default_file, fixed=("optimizer",)):
     A run that goes on must keep its model's shape and what `fixed` names.
     """
     config = load_config(Config, default_file=default_file)
+    check_tracker(config)
     if config.init_from != "resume":
         return config, None
     resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))

@@ -8,7 +8,7 @@ out_dir = "out/title"
 
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 48
-epochs = 7.2
+epochs = 14  # names are copied, and that is learned last
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

@@ -177,7 +177,8 @@ def merged_checkpoint(path):
     refuse_added(model, path)
     whole = {"model": model.state_dict(), "ema": None, "optimizer": {}}
     whole["method"] = {"method": "full"}
-    return checkpoint | whole | {"train_config": checkpoint["train_config"] | whole["method"]}
+    whole["train_config"] = checkpoint["train_config"] | {"method": "full", "merge": False}
+    return checkpoint | whole
 
 
 def huggingface_folder(source):

@@ -107,7 +107,7 @@ def split_by_hash(lines, shares, test, path):
     n_val, n_test = (max(1, round(share * len(ranked))) if share else 0 for share in shares)
     if len(ranked) <= n_val + n_test:
         raise SystemExit(
-            f"{path}: {len(lines)} different examples are too few for a split of their own to "
+            f"{path}: {len(ranked)} different examples are too few for a split of their own to "
             "validate on; give more, or a folder with train.jsonl and val.jsonl"
         )
     rank = {key: i for i, key in enumerate(ranked)}
@@ -116,7 +116,17 @@ def split_by_hash(lines, shares, test, path):
         place = rank[key]
         split = "val" if place < n_val else "test" if place < n_val + n_test else "train"
         found[split].append(line)
+    # A label that is nowhere else is learned, not judged by.
+    known = set().union(*map(labels_in, found["train"]))
+    for split in ("val",) if test else ("val", "test"):
+        found["train"] += [line for line in found[split] if labels_in(line) - known]
+        found[split] = [line for line in found[split] if not labels_in(line) - known]
     return found
+
+
+def labels_in(line):
+    """The label of a line, or the tags of its words."""
+    return {line["label"]} if "label" in line else set(line.get("tags", ()))
 
 
 def hash_of(line):
@@ -132,6 +142,11 @@ def checked(file, task, format, renamed):
     """The lines of a file as `task` takes them; exits at the first that does not fit."""
     kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
     if kind == "conll" and task != "tagging":
+        if task == "text":
+            raise SystemExit(
+                f"{file}: prepare running text first, with the model's tokens: python "
+                f"prepare_data.py {file} --dataset=NAME --tokenizer=BASE; then --dataset=NAME"
+            )
         raise SystemExit(
             f"{file}: columns of words and tags are for --task=tagging; "
             f"for --task={task} expected .jsonl, .json or .csv"

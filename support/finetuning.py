@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from support.adapters import adds, fingerprint_of, put_in, settings_of
 from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_model, model_in
 from support.examples import open_examples
+from support.labelling import is_chinese_word
 from support.starting_point import check_tokenizer, model_part
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
@@ -68,6 +70,9 @@ def begin(config, resumed):
             )
         method |= {"base": config.init_from, "base_fingerprint": fingerprint_of(base.state_dict())}
     answers = {"task": config.task, "generative": config.generative, "labels": list(task.labels)}
+    if config.task == "tagging":
+        words = chain.from_iterable(line["tokens"] for line in lines["train"])
+        answers["blanks"] = any(map(is_chinese_word, words))
     about = {
         "model_config": dataclasses.asdict(model.config),
         "tokenizer": tokenizer.to_dict(),
@@ -102,7 +107,7 @@ def block_size_for(config, base):
     if known.position == "learned" and (config.block_size or 0) > known.block_size:
         raise SystemExit(
             f"block_size={config.block_size}: {config.init_from} has learned "
-            f"{known.block_size} positions and knows no others; leave it out"
+            f"{known.block_size} positions and knows no others: --block_size={known.block_size}"
         )
     return config.block_size or known.block_size
 

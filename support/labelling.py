@@ -4,13 +4,22 @@ import regex
 
 HAN = r"\p{Han}"
 WORD = regex.compile(rf"{HAN}|[\p{{L}}\p{{N}}\p{{M}}_]+(?:['’-][\p{{L}}]+)*|[^\s]")
+LABEL = "\n\nLabel:"  # stands between a text and its label where the model writes it
 CLOSING = regex.compile(r"[,.!?;:%)\]}»”’。，、！？；：）》」』…]|['’]\p{L}+|n't")
 OPENING = regex.compile(r"[(\[{«“‘（《「『]")
 
 
-def words_of(text):
-    """The words, Chinese characters and punctuation marks of a text, in order."""
-    return WORD.findall(text.strip())
+def words_of(text, blanks=False):
+    """The words, Chinese characters and punctuation marks of a text, in order.
+
+    blanks: the parts between blanks are the words, where there are blanks at all.
+    """
+    return text.split() if blanks and len(text.split()) > 1 else WORD.findall(text.strip())
+
+
+def is_chinese_word(word):
+    """Whether a word has several Chinese characters, which `words_of` would take for as many."""
+    return len(regex.findall(HAN, word)) > 1
 
 
 def gaps(words):

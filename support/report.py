@@ -7,6 +7,7 @@ import sys
 import textwrap
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 
@@ -31,6 +32,7 @@ PEAKS = {
     "T4": 65e12,
 }
 COLUMNS = 80
+TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
 LOGITS_BYTES = 4 + 4 + 2  # of one logit while its rows are at work: itself, its gradient, narrowed
 SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of the picture
 
@@ -189,13 +191,20 @@ def track_nothing(numbers, step):
     """The tracker of those who want none."""
 
 
+def check_tracker(config):
+    """Exit where the program that `log_to` names is not installed."""
+    try:
+        if config.log_to in TRACKERS:
+            import_module(TRACKERS[config.log_to])
+    except ImportError:
+        raise SystemExit(f"log_to={config.log_to} needs: pip install {config.log_to}") from None
+
+
 def tracker(config):
     """A function (numbers, step) that also sends the log where `log_to` says."""
     if config.log_to == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise SystemExit("log_to=tensorboard needs: pip install tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         writer = SummaryWriter(config.out_dir)
 
         def to_tensorboard(numbers, step):
@@ -205,10 +214,8 @@ def tracker(config):
 
         return to_tensorboard
     if config.log_to == "wandb":
-        try:
-            import wandb
-        except ImportError:
-            raise SystemExit("log_to=wandb needs: pip install wandb") from None
+        import wandb
+
         run = wandb.init(
             project=config.wandb_project, name=config.wandb_run_name, config=asdict(config)
         )

@@ -23,7 +23,7 @@ from model import IGNORED
 from sample import generate, next_token_distribution, tokens_before
 from support.chat import conversation, end_of_turn, opening
 from support.guesses import guessed_answers, guessed_classes, guessed_tags
-from support.labelling import pieces
+from support.labelling import LABEL, pieces
 from support.metrics import (
     class_numbers,
     class_report,
@@ -34,7 +34,6 @@ from support.metrics import (
 )
 
 ANSWERED_AT_ONCE = 64  # lines
-LABEL = "\n\nLabel:"  # stands between a text and its label where the model writes it
 
 
 class Example(NamedTuple):

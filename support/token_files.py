@@ -74,6 +74,12 @@ def open_dataset(name):
         return open_prepared(path)
     if path.is_dir():
         return open_foreign(path)
+    if Path(name).is_file():
+        short = Path(name).name.split(".")[0]
+        raise SystemExit(
+            f"dataset={name} is a file. Make tokens of it: python prepare_data.py {name} "
+            f"--dataset={short}, then type --dataset={short}"
+        )
     command = f"python prepare_data.py {SOURCES.get(name, f'PATH_OF_YOUR_TEXT --dataset={name}')}"
     raise SystemExit(f"there is no data in {path}; make it with: {command}")
 

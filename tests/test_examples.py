@@ -53,6 +53,15 @@ def test_a_single_file_is_split_by_hash_with_equal_lines_together():
     assert {line["text"] for line in again["val"]} == texts["val"]  # whatever their order
 
 
+def test_what_has_a_label_of_its_own_is_learned_and_not_judged_by():
+    rare = [{"text": f"rare {i}", "label": f"rare {i}"} for i in range(20)]
+    wrote("moods.jsonl", MOODS + rare)
+    found = open_examples("moods.jsonl", "classification")
+    assert sum(map(len, found.values())) == len(MOODS) + 20
+    known = {line["label"] for line in found["train"]}
+    assert {line["label"] for line in found["val"] + found["test"]} <= known
+
+
 def test_a_folder_without_a_test_file_is_tested_on_its_validation_examples():
     wrote("moods/train.jsonl", MOODS)
     wrote("moods/dev.jsonl", MOODS[:4])
@@ -177,8 +186,10 @@ def test_what_is_not_there_or_too_little_is_told():
     with pytest.raises(SystemExit, match="too few"):
         open_examples("two.jsonl", "text")
     wrote("words.txt", "a O\n")
-    with pytest.raises(SystemExit, match="--task=tagging"):
+    with pytest.raises(SystemExit, match=r"prepare_data\.py words\.txt"):
         open_examples("words.txt", "text")
+    with pytest.raises(SystemExit, match="--task=tagging"):
+        open_examples("words.txt", "completion")
     Path("gbk.jsonl").write_bytes('{"text": "中文"}'.encode("gbk"))
     with pytest.raises(SystemExit, match="not UTF-8"):
         open_examples("gbk.jsonl", "text")

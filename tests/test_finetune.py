@@ -376,8 +376,9 @@ def test_an_adapter_is_small_and_is_put_on_its_base_again(method, tune, run, cap
     greedy = "--temperature=0", "--max_new_tokens=6", "--num_samples=1", "--device=cpu"
     run("sample.py", "--out_dir=out/tuned", "--start=the", *greedy)
     alone = capsys.readouterr().out
-    run("sample.py", "--out_dir=out/base", "--adapter=out/tuned", "--start=the", *greedy)
-    assert capsys.readouterr().out == alone
+    for base in ([], ["--out_dir=out/base"]):
+        run("sample.py", *base, "--adapter=out/tuned", "--start=the", *greedy)
+        assert capsys.readouterr().out == alone
     shutil.move("out/base", "elsewhere")
     with pytest.raises(SystemExit, match="--init_from=BASE --adapter=PATH"):
         run("sample.py", "--out_dir=out/tuned")
@@ -414,6 +415,8 @@ def test_merged_lora_is_a_model_like_any_other(tune, run, capsys):
     tokens = torch.randint(256, (2, 20))
     shutil.copytree(Path("tasks"), "unused")
     run("sample.py", "--init_from=out/tuned/merged.pt", "--max_new_tokens=3", "--device=cpu")
+    settings = read_checkpoint("out/tuned/merged.pt")["train_config"]
+    assert FinetuneConfig(**settings).method == "full"
     assert torch.isfinite(merged(tokens)[0]).all()
 
 
@@ -478,12 +481,33 @@ def test_a_classifier_and_a_tagger_label_new_text(tune, run, capsys):
     assert told == {"the": "O", "cat": "B-PET", "saw": "O", "Ann": "B-PER", "Lee": "I-PER"}
     run("sample.py", "--out_dir=out/tuned", "--start=" + "the cat " * 40, "--device=cpu")
     assert len(capsys.readouterr().out.splitlines()) == 80  # more than the context holds
+    with pytest.raises(SystemExit, match="holds no conversation"):
+        run("sample.py", "--out_dir=out/tuned", "--chat")
 
 
-def test_a_label_may_be_written_instead_of_chosen(tune):
+def test_chinese_is_tagged_in_the_words_that_were_learned(tune, run, capsys):
+    lines = [
+        {"tokens": ["小明", "去", place], "tags": ["B-PER", "O", "B-LOC"]}
+        for place in ("学校", "公园") * 10
+    ]
+    for split in ("train", "val", "test"):
+        Path(f"tasks/tagging/{split}.jsonl").write_text(jsonl(lines), encoding="utf-8")
+    tune("tagging", "--max_iters=60", "--batch_size=20", "--eval_interval=60")
+    capsys.readouterr()
+    run("sample.py", "--out_dir=out/tuned", "--start=小明 去 公园", "--device=cpu")
+    assert capsys.readouterr().out == "小明\tB-PER\n去\tO\n公园\tB-LOC\n"
+    run("sample.py", "--out_dir=out/tuned", "--start=小明", "--device=cpu")
+    assert len(capsys.readouterr().out.splitlines()) == 2  # no blanks: character by character
+
+
+def test_a_label_may_be_written_instead_of_chosen(tune, run, capsys):
     tune("classification", "--generative", "--max_iters=120", "--batch_size=20")
     assert results()["this model"]["accuracy"] > 0.9
     assert read_checkpoint("out/tuned/best.pt")["model_config"]["n_labels"] == 0
+    capsys.readouterr()
+    options = "--temperature=0", "--num_samples=1", "--device=cpu"
+    run("sample.py", "--out_dir=out/tuned", "--start=a 猫 ran home ", *options)
+    assert capsys.readouterr().out.split()[-2:] in (["Label:", "tier"], ["Label:", "animal"])
 
 
 def test_tags_may_look_both_ways(tune):
@@ -646,6 +670,11 @@ def test_a_character_that_the_model_does_not_know_is_shown(run):
     words = "--task=text", "--dataset=tasks/text", *QUICK, "--init_from=out/chars"
     with pytest.raises(SystemExit, match="tasks/text: this tokenizer has no '0'"):
         run("finetune.py", "empty.py", *words)
+    labelled = [{"text": "the 猫 saw" + " a" * i, "label": "ab"[i % 2]} for i in range(20)]
+    Path("labels.jsonl").write_text(jsonl(labelled), encoding="utf-8")
+    run("finetune.py", "empty.py", "--task=classification", "--dataset=labels.jsonl", *words[2:])
+    with pytest.raises(SystemExit, match="start='@' cannot be continued"):
+        run("sample.py", "--out_dir=out/tuned", "--start=@")
 
 
 def test_a_run_of_the_other_script_is_answered_with_its_name(tune, run):

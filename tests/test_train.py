@@ -554,6 +554,7 @@ def test_wrong_gradients_of_a_compiler_are_not_learned_from(train_tiny, monkeypa
     ("options", "told"),
     [
         (["--dataset=absent"], "there is no data in data"),
+        (["--dataset=defaults.py"], "defaults.py is a file. Make tokens of it"),
         (["--dataset=absent"], "python prepare_data.py PATH_OF_YOUR_TEXT --dataset=absent"),
         (["--dataset=stories"], "make it with: python prepare_data.py stories"),
         (["--block_size=100000"], "block_size=100000 does not fit"),
@@ -749,12 +750,14 @@ def test_the_averaged_weights_are_the_ones_evaluated_and_sampled(train_tiny):
 
 
 def test_the_log_is_sent_to_tensorboard_or_the_install_line_is_told(train_tiny, monkeypatch):
+    train_tiny("--max_iters=1")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(SystemExit, match="pip install tensorboard"):
         train_tiny("--log_to=tensorboard")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SystemExit, match="pip install wandb"):
         train_tiny("--log_to=wandb")
+    assert Path("out/tiny/ckpt.pt").exists()  # the run that is there has not been moved away
 
 
 def test_the_log_is_sent_to_wandb(train_tiny, monkeypatch):
@@ -786,3 +789,17 @@ def test_progress_judges_losses_and_scores():
     assert scores.judge({"accuracy": 0.6}, "accuracy")
     assert not scores.judge({"accuracy": 0.4}, "accuracy")
     assert scores.without_gain == 1
+
+
+def test_of_equally_good_moments_the_one_with_less_loss_is_best():
+    progress = Progress()
+    for accuracy, loss, is_best in ((0, 9, True), (0, 8, True), (0, 8.5, False), (0.1, 9, True)):
+        assert progress.judge({"accuracy": accuracy, "val_loss": loss}, "accuracy") is is_best
+    older = Progress(best=0.1)  # of a checkpoint that does not tell the loss
+    assert not older.judge({"accuracy": 0.1, "val_loss": 1.0}, "accuracy")
+
+
+def test_what_is_not_a_number_is_never_the_best():
+    progress = Progress()
+    assert not progress.judge({"val_loss": math.nan}, "val_loss")
+    assert progress.judge({"val_loss": 3.0}, "val_loss")
