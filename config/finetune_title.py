@@ -1,6 +1,6 @@
 # A headline: two sentences of a story, and its title.
 #   python finetune.py config/finetune_title.py
-# On two CPU cores 1:02, exact match 0.70.
+# On two CPU cores 1:41, exact match 0.88.
 task = "completion"
 dataset = "stories/tasks/title"
 init_from = "out/stories"
