@@ -1,6 +1,8 @@
 # Real text: the source of a function of Python's standard library, and what its docstring says.
 #   python prepare_data.py python && python train.py config/python_code.py
 #   python finetune.py config/finetune_docstring.py
+#   python sample.py --out_dir=out/docstring --start=FILE:asked.py --temperature=0 --num_samples=1
+# where asked.py has a function without docstring, an empty line, its first line again and """.
 # 2:34 on two CPU cores, token F1 0.21; the docstring of the most similar function has 0.18.
 task = "completion"
 dataset = "python/tasks/docstring"
