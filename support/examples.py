@@ -119,8 +119,10 @@ def split_by_hash(lines, shares, test, path):
     # A label that is nowhere else is learned, not judged by.
     known = set().union(*map(labels_in, found["train"]))
     for split in ("val",) if test else ("val", "test"):
-        found["train"] += [line for line in found[split] if labels_in(line) - known]
-        found[split] = [line for line in found[split] if not labels_in(line) - known]
+        common = [line for line in found[split] if not labels_in(line) - known]
+        if common:
+            found["train"] += [line for line in found[split] if labels_in(line) - known]
+            found[split] = common
     return found
 
 

@@ -60,6 +60,8 @@ def test_what_has_a_label_of_its_own_is_learned_and_not_judged_by():
     assert sum(map(len, found.values())) == len(MOODS) + 20
     known = {line["label"] for line in found["train"]}
     assert {line["label"] for line in found["val"] + found["test"]} <= known
+    wrote("moods.jsonl", rare)  # all of them: the task will say so
+    assert len(open_examples("moods.jsonl", "classification")["val"]) == 2
 
 
 def test_a_folder_without_a_test_file_is_tested_on_its_validation_examples():
