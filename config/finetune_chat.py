@@ -1,6 +1,6 @@
 # Chat: a story is told a little at a time, and asked about in between.
 #   python finetune.py config/finetune_chat.py
-# On two CPU cores 1:56; it answers nearly half of the questions, and tells on.
+# On two CPU cores 2:02; it answers nearly half of the questions, and tells on.
 task = "chat"
 dataset = "stories/tasks/chat"
 init_from = "out/stories"
