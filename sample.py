@@ -315,11 +315,11 @@ def first_tokens(tokenizer, start, documents):
     """What the model sees first: the token before a text, then `start`; or at least a newline."""
     first = tokens_before(tokenizer, documents)
     if not first:
-        return tokens_of(tokenizer, start or tokenizer.known("\n")) or [0]
-    return [*first, *tokens_of(tokenizer, start)]
+        return start_tokens(tokenizer, start or tokenizer.known("\n")) or [0]
+    return [*first, *start_tokens(tokenizer, start)]
 
 
-def tokens_of(tokenizer, start):
+def start_tokens(tokenizer, start):
     """The tokens of a text; exits for a character that the tokenizer does not know."""
     try:
         return tokenizer.encode(start).tolist()
@@ -437,7 +437,7 @@ def write_labels(model, tokenizer, start, documents, task, out):
             best += logits[0, ends].argmax(dim=1).tolist()
         out.writelines(f"{word}\t{task['labels'][i]}\n" for word, i in zip(words, best))
         return
-    tokens = [*first, *tokens_of(tokenizer, start)][-size:] or [0]
+    tokens = [*first, *start_tokens(tokenizer, start)][-size:] or [0]
     logits, _ = model(torch.tensor([tokens], device=device))
     chances = logits[0, -1].float().softmax(dim=0).tolist()
     for chance, label in sorted(zip(chances, task["labels"]), reverse=True):

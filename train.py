@@ -499,8 +499,8 @@ def read_config(Config, default_file, fixed=("optimizer",)):
     A run that goes on must keep its model's shape and what `fixed` names.
     """
     config = load_config(Config, default_file=default_file)
-    check_tracker(config)
     if config.init_from != "resume":
+        check_tracker(config)
         return config, None
     resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
     if "origin" in resumed:
@@ -526,6 +526,7 @@ def read_config(Config, default_file, fixed=("optimizer",)):
                 f"{name}={new} does not go on with {config.out_dir}, which has {old}; leave "
                 f"it, or start anew with other settings: --init_from={config.out_dir}"
             )
+    check_tracker(config)
     return config, resumed
 
 

@@ -14,7 +14,8 @@ def words_of(text, blanks=False):
 
     blanks: the parts between blanks are the words, where there are blanks at all.
     """
-    return text.split() if blanks and len(text.split()) > 1 else WORD.findall(text.strip())
+    parts = text.split()
+    return parts if blanks and len(parts) > 1 else WORD.findall(text.strip())
 
 
 def is_chinese_word(word):

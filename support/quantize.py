@@ -19,7 +19,20 @@ INT8_ROWS = 8  # with more at once, it pays to widen the weights first where FBG
 NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", False)
 
 
-class HalfLinear(nn.Module):
+class LightLinear(nn.Module):
+    """What both have: a bias, and weights `packed` for a kernel where the processor has one."""
+
+    def __init__(self, linear, packed):
+        super().__init__()
+        self.packed = packed
+        self.register_buffer("bias", linear.bias)
+
+    def forward(self, x):
+        y = self.without_kernel(x) if self.packed is None else self.with_kernel(x)
+        return y if self.bias is None else y + self.bias
+
+
+class HalfLinear(LightLinear):
     """A linear layer with float16 weights for activations of any precision, on a CPU.
 
     Its product with a single row takes half the time of bfloat16's, and loses less: float16 has
@@ -28,19 +41,14 @@ class HalfLinear(nn.Module):
     """
 
     def __init__(self, linear):
-        super().__init__()
         weight = linear.weight.detach()
-        self.packed = packed(prepack_half, weight.float())
+        super().__init__(linear, packed(prepack_half, weight.float()))
         if self.packed is None:
             self.register_buffer("weight", weight.half())
-        self.register_buffer("bias", linear.bias)
 
-    def forward(self, x):
-        if self.packed is None:
-            y = self.without_kernel(x)
-        else:
-            y = torch.ops.quantized.linear_dynamic_fp16(x.float(), self.packed).type_as(x)
-        return y if self.bias is None else y + self.bias
+    def with_kernel(self, x):
+        """The product in float32 with weights of 16 bits."""
+        return torch.ops.quantized.linear_dynamic_fp16(x.float(), self.packed).type_as(x)
 
     def without_kernel(self, x):
         """The product in float16, or of many rows in the processor's favourite."""
@@ -49,7 +57,7 @@ class HalfLinear(nn.Module):
         return F.linear(x.to(dtype), self.weight.to(dtype)).type_as(x)
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(LightLinear):
     """A linear layer whose weights are whole numbers within ±127, times a scale for each output.
 
     On Intel's and AMD's processors each row of activations becomes whole numbers too, and is
@@ -57,20 +65,14 @@ class Int8Linear(nn.Module):
     """
 
     def __init__(self, linear):
-        super().__init__()
         weight = linear.weight.detach().float()  # (outputs, inputs)
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (outputs)
-        self.packed = packed(prepack_int8, weight, scale)
+        super().__init__(linear, packed(prepack_int8, weight, scale))
         if self.packed is None:
             self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
             self.register_buffer("scale", scale)
-        self.register_buffer("bias", linear.bias)
 
-    def forward(self, x):
-        y = self.without_kernel(x) if self.packed is None else self.whole_numbers(x)
-        return y if self.bias is None else y + self.bias
-
-    def whole_numbers(self, x):
+    def with_kernel(self, x):
         """The product with x rounded too, every row by its own peak."""
         if x.numel() == x.size(-1):
             return torch.ops.quantized.linear_dynamic(x.float(), self.packed, NARROW).type_as(x)

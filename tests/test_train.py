@@ -778,6 +778,9 @@ def test_the_log_is_sent_to_wandb(train_tiny, monkeypatch):
     train_tiny("--log_to=wandb", "--wandb_project=mine", "--max_iters=4")
     assert {step for step, _ in sent} == {0, 1, 2, 3, 4}
     assert any("val_loss" in numbers for _, numbers in sent)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit, match="pip install wandb"):
+        train_tiny("--init_from=resume", "--max_iters=5")
 
 
 def test_progress_judges_losses_and_scores():
