@@ -251,7 +251,8 @@ def sample_ours(config, **options):
         greedy = partial(next_token_distribution, temperature=0)
 
         def write(n):
-            list(generate(model, [list(range(PROMPT))], n, greedy, VOCAB_SIZE))
+            prompts = [list(range(PROMPT))]
+            list(generate(model, prompts, n, greedy, VOCAB_SIZE, recorded=settings.cuda_graph))
 
         return timed_writing(write, config) | {"weight_bytes": weights * each}
 

@@ -99,7 +99,7 @@ class ModelConfig:
 # -------------------------------------------------------------------------- attention, in functions
 
 
-def attention_mask(positions, n_keys, causal=True, segments=None):
+def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
     """Which of S keys each of T queries may look at: (B or 1, 1, T, S), True where it may.
 
         causal          the same, packed documents (segments 0 0 0 1 1)
@@ -110,11 +110,12 @@ def attention_mask(positions, n_keys, causal=True, segments=None):
         1 1 1 1 1       . . . 1 1
 
     positions (B or 1, T) says where the queries stand among the keys, the last of them at the last
-    key where there is but one row; segments (B, T) to which document each token belongs. None
-    stands for the plain triangle, or its last row alone, which a kernel can do itself.
+    key where there is but one row, unless the keys are `static`; segments (B, T) to which document
+    each token belongs. None stands for the plain triangle, or its last row alone, which a kernel
+    can do itself.
     """
     T, in_step = positions.size(-1), positions.size(0) == 1
-    if causal and segments is None and (n_keys == T or (T == 1 and in_step)):
+    if causal and segments is None and (n_keys == T or (T == 1 and in_step and not static)):
         return None
     keys = torch.arange(n_keys, device=positions.device)
     horizon = positions if causal else torch.full_like(positions, n_keys)
@@ -282,6 +283,11 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
         self.longest = 0  # the largest of them, known without asking the device
         self.in_step = True  # whether all of them are equal
+        self.static = False  # True: hand out all the room, filled or not: shapes stay the same
+
+    def n_keys(self, T):
+        """How many positions are handed out once T new ones are stored: S."""
+        return self.keys.size(3) if self.static else self.longest + T
 
     def positions(self, T):
         """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""
@@ -291,11 +297,11 @@ class KVCache:
     def append_tokens(self, inputs, positions):
         """Store tokens (B, T) at positions (B or 1, T) too; all that are then there: (B, S)."""
         self.tokens.scatter_(1, positions.expand(inputs.shape), inputs)
-        return self.tokens[:, : self.longest + inputs.size(1)]
+        return self.tokens[:, : self.n_keys(inputs.size(1))]
 
     def append(self, layer, k, v):
         """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
-        T, S = k.size(2), self.longest + k.size(2)
+        T, S = k.size(2), self.n_keys(k.size(2))
         keys, values = self.keys[layer], self.values[layer]
         if self.in_step:
             keys[:, :, self.longest:S] = k
@@ -313,8 +319,7 @@ class KVCache:
 
     def truncate(self, lengths):
         """Forget all but the first `lengths` positions: one number, or one for each row."""
-        lengths = torch.as_tensor(lengths, device=self.lengths.device)
-        self.lengths = lengths.expand_as(self.lengths).clone()
+        self.lengths.copy_(torch.as_tensor(lengths))
         shortest, self.longest = map(int, self.lengths.aminmax())
         self.in_step = shortest == self.longest
 
@@ -434,11 +439,12 @@ class Transformer(nn.Module):
         each other; logits (B, T, V) score what may come after each input.
         """
         T, softcap = inputs.size(1), self.config.softcap
-        seen = 0 if cache is None else cache.longest
-        if seen + T > self.config.block_size:
-            raise ValueError(f"{seen + T} tokens do not fit block_size={self.config.block_size}")
+        length = T + (cache.longest if cache else 0)
+        if length > self.config.block_size:
+            raise ValueError(f"{length} tokens do not fit block_size={self.config.block_size}")
         positions = cache.positions(T) if cache else torch.arange(T, device=inputs.device)[None]
-        mask = attention_mask(positions, seen + T, self.config.causal, segments)
+        n_keys, static = (cache.n_keys(T), cache.static) if cache else (T, False)
+        mask = attention_mask(positions, n_keys, self.config.causal, segments, static)
 
         x = self.token_embedding(inputs)                                 # (B, T, C)
         if self.ngram_embedding is not None:

@@ -21,6 +21,7 @@ from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
 from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
+from support.recording import RecordedStep
 from support.token_files import Windows, open_dataset
 from support.tokenizer import tiktoken_tokenizer
 from support.tokenizer_files import chat_template_of
@@ -55,6 +56,7 @@ class SampleConfig:
     speculate: int = 0  # guess so many tokens at a time from the text; it stays as good
     stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
     until_eot: bool = True  # stop where the model ends the document
+    cuda_graph: bool = True  # launch all that a GPU does for a token at once
     seed: int = 1337  # the same seed gives the same text
     device: str = "auto"  # cuda, cuda:1, mps or cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
@@ -104,20 +106,22 @@ def next_token_distribution(
     return kept / kept.sum(dim=1, keepdim=True)
 
 
-def prefill(model, rows, room):
-    """(logits, cache): what may follow each row of tokens (B, V), and the cache that holds them.
-
-    room is the number of positions that the cache can hold.
-    """
+def empty_cache(model, n_rows, room):
+    """A cache for so many rows of a text, with room for so many positions."""
     weight = model.token_embedding.weight
-    lengths = torch.tensor([len(row) for row in rows], device=weight.device)
+    return KVCache(model.config, n_rows, weight.device, weight.dtype, room)
+
+
+def prefill(model, rows, cache):
+    """What may follow each row of tokens: logits (B, V). The cache then holds the rows alone."""
+    cache.truncate(0)
+    lengths = torch.tensor([len(row) for row in rows])
     padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.tensor(row)
-    cache = KVCache(model.config, len(rows), weight.device, weight.dtype, room)
-    logits, _ = model(padded.to(weight.device), cache=cache)
+    logits, _ = model(padded.to(cache.lengths.device), cache=cache)
     cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
-    return logits[torch.arange(len(rows)), lengths - 1], cache
+    return logits[torch.arange(len(rows)), lengths - 1]
 
 
 def draw(probabilities, generator):
@@ -144,18 +148,33 @@ def last_half(row, block_size):
     return row[-max(1, block_size // 2) :] if len(row) > block_size else row
 
 
+def one_step(model, cache, recorded=False):
+    """A function from the newest token of each row (B, 1) to the logits (B, V) of the next one."""
+    if recorded and cache.lengths.is_cuda:
+        try:
+            return RecordedStep(model, cache)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            print(f"cuda_graph: not possible here ({reason})", file=sys.stderr)
+    return lambda tokens: model(tokens, cache=cache)[0][:, -1]
+
+
 @torch.inference_mode()
-def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator=None):
+def generate(
+    model, prompts, max_new_tokens, distribution, vocab_size, generator=None, recorded=False
+):
     """Yield the next tokens, one for each prompt, `max_new_tokens` times: lists of B ids.
 
     prompts are lists of tokens, of any lengths; distribution(logits, seen) gives the probabilities
-    to draw from; vocab_size the number of tokens that exist, where the model has rows to spare.
+    to draw from; vocab_size the number of tokens that exist, where the model has rows to spare;
+    recorded makes each step a CUDA graph, on a GPU.
     A context that is full goes on from its last half: positions beyond block_size do not exist.
     """
     block_size = model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
     room = min(block_size, max(map(len, rows)) + max_new_tokens)
-    logits, cache = prefill(model, rows, room)
+    cache, step = empty_cache(model, len(rows), room), None
+    logits = prefill(model, rows, cache)
     seen = marked(rows, vocab_size, logits.device)
     for i in range(max_new_tokens):
         probabilities = distribution(logits[:, :vocab_size], seen)
@@ -168,10 +187,10 @@ def generate(model, prompts, max_new_tokens, distribution, vocab_size, generator
             break
         if cache.longest == block_size:
             rows = [last_half(row, block_size) for row in rows]
-            logits, cache = prefill(model, rows, room)
+            logits = prefill(model, rows, cache)
         else:
-            logits, _ = model(tokens, cache=cache)
-            logits = logits[:, -1]
+            step = step or one_step(model, cache, recorded)
+            logits = step(tokens)
 
 
 # ---------------------------------------------------------- several tokens for one reading
@@ -224,8 +243,8 @@ def generate_with_guesses(
     rows = [list(prompt)[-block_size:] for prompt in prompts]
     waiting = [[] for _ in rows]  # tokens that are certain and not yet yielded
     room = min(block_size, max(map(len, rows)) + max_new_tokens + n_guesses)
-    logits, cache = prefill(model, rows, room)
-    logits, guesses = logits[:, None], [[] for _ in rows]
+    cache = empty_cache(model, len(rows), room)
+    logits, guesses = prefill(model, rows, cache)[:, None], [[] for _ in rows]
     seen = marked(rows, vocab_size, logits.device)
     made = 0
     while True:
@@ -244,8 +263,7 @@ def generate_with_guesses(
                 return
         if cache.longest == block_size:
             rows = [last_half(row, block_size) for row in rows]
-            logits, cache = prefill(model, rows, room)
-            logits, guesses = logits[:, None], [[] for _ in rows]
+            logits, guesses = prefill(model, rows, cache)[:, None], [[] for _ in rows]
         else:
             n = min(n_guesses, room - cache.longest - 1)
             guesses = [looked_up(row, n) for row in rows]
@@ -354,7 +372,7 @@ def steps_of(model, tokenizer, prompts, config, seed):
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
     )
-    make = generate
+    make = partial(generate, recorded=config.cuda_graph)
     if config.speculate:
         make = partial(generate_with_guesses, n_guesses=config.speculate)
     return make(

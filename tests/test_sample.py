@@ -8,9 +8,11 @@ import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import sample
 from model import KVCache, ModelConfig, Transformer
@@ -27,6 +29,7 @@ from sample import (
 from support.config import load_config
 from support.processes import open_world
 from support.quantize import HalfLinear
+from support.recording import RecordedStep
 from support.tokenizer import byte_tokenizer
 from tests.conftest import REPOSITORY, TINY
 
@@ -199,6 +202,87 @@ def test_the_greatest_chance_draws_the_last_possible_token(monkeypatch):
 def test_scores_that_are_not_numbers_end_with_a_message():
     with pytest.raises(SystemExit, match="astray"):
         draw(torch.tensor([[0.5, float("nan")]]), None)
+
+
+# ------------------------------------------------------------------------------ recorded steps
+
+
+class TracedStep(RecordedStep):
+    """A step recorded on a CPU: like a CUDA graph, a trace knows tensors, and nothing of Python."""
+
+    STATE = "keys", "values", "tokens", "lengths"
+
+    def record(self, lengths):
+        cache = self.cache
+        real = {name: getattr(cache, name) for name in self.STATE}
+
+        def step(tokens, state):
+            self.tokens, before = tokens, self.tokens
+            vars(cache).update(state)
+            logits = self.step()
+            self.tokens = before
+            vars(cache).update(real)
+            return logits
+
+        graph = make_fx(step)(self.tokens, real)
+        self.logits = torch.empty(0)
+        self.replay = lambda: self.logits.set_(graph(self.tokens, real))
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Steps are traced where a GPU would record them; a list of the caches that they were for."""
+    caches = []
+    monkeypatch.setattr(
+        sample, "one_step", lambda model, cache, _: caches.append(cache) or TracedStep(model, cache)
+    )
+    return caches
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("n", [3, 20, 31, 80])  # 29 fill the context
+def test_recorded_steps_write_what_single_ones_do(position, n, request):
+    model = make_model(position=position)
+    batches = [[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]], [[1] * 40, [2], [3, 4]]
+    expected = [continuation(model, prompts, n) for prompts in batches]
+    caches = request.getfixturevalue("traced")
+    assert [continuation(model, prompts, n) for prompts in batches] == expected
+    assert len(caches) == 3  # each was recorded once, however often its context was full
+
+
+def test_n_grams_and_shared_keys_can_be_recorded(request):
+    torch.manual_seed(0)
+    shape = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=16, position="rope", qk_norm=True)
+    model = Transformer(ModelConfig(50, 32, ngrams=3, ngram_rows=64, **shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    prompts = [[1, 2, 3], [4, 5]]
+    expected = continuation(model, prompts, 50)
+    request.getfixturevalue("traced")
+    assert continuation(model, prompts, 50) == expected
+
+
+def test_what_cannot_be_recorded_is_told_and_done_step_by_step(monkeypatch, capsys):
+    def fail(model, cache):
+        raise RuntimeError("operation not permitted\nmore that nobody reads")
+
+    monkeypatch.setattr(sample, "RecordedStep", fail)
+    cache = sample.empty_cache(make_model(), 1, 4)
+    cache.lengths = SimpleNamespace(is_cuda=True)
+    assert not isinstance(sample.one_step(make_model(), cache, recorded=True), RecordedStep)
+    assert capsys.readouterr().err == "cuda_graph: not possible here (operation not permitted)\n"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_writes_the_same_from_a_graph():
+    model = make_model().cuda()
+    for prompts in ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]]):
+        alone, graph = (
+            list(generate(model, prompts, 60, GREEDY, 50, recorded=recorded))
+            for recorded in (False, True)
+        )
+        assert graph == alone
 
 
 # --------------------------------------------------------------------------- guessing ahead
