@@ -1,14 +1,16 @@
 """Turn text into tokens: `python prepare_data.py PATH... --dataset=NAME` writes data/NAME.
 
 Alone it writes data/stories, a generated corpus that needs no connection. The text is gone through
-twice, in pieces, so that its size does not matter: to count it and make the tokenizer, then to
-encode it. The result takes the place of an older data/NAME at the very end, or not at all.
+twice, in pieces, so that its size does not matter: as far as it takes to make the tokenizer and to
+plan the split, then to encode it. The result takes the place of an older data/NAME at the very end,
+or not at all.
 """
 
 import errno
 import json
 import os
 import shlex
+import sys
 import tempfile
 import textwrap
 import time
@@ -28,7 +30,7 @@ from tqdm import tqdm
 
 from support.config import load_config
 from support.corpora import FINEWEB_EDU_URL, NAMES, fineweb_edu_shards, open_corpus
-from support.files import replacing, replacing_tree
+from support.files import replacing, replacing_tree, until_nobody_reads
 from support.metrics import width
 from support.tokenizer import (
     byte_tokenizer,
@@ -93,10 +95,11 @@ def main(argv=None):
     config = load_config(PrepareConfig, argv, takes_files=False)
     try:
         check(config)
-        if "fineweb_edu" in config.paths:
-            prepare_fineweb_edu(config)
-        else:
-            prepare(config)
+        with until_nobody_reads():
+            if "fineweb_edu" in config.paths:
+                prepare_fineweb_edu(config)
+            else:
+                prepare(config)
     except KeyboardInterrupt:
         raise SystemExit("\nstopped; nothing was changed") from None
     except ValueError as error:
@@ -134,13 +137,13 @@ def prepare(config):
         corpus = open_corpus(config.paths, DATA, scratch, *knobs)
         folder = folder_for(config.dataset or corpus.name)
         survey = Counter()
-        tokenizer = make_tokenizer(config, corpus, first_pass(corpus, survey))
+        texts = first_pass(corpus, survey)
+        tokenizer = make_tokenizer(config, corpus, texts)
+        plan = make_plan(corpus, texts, survey, config.val_fraction)
         if not survey["characters"]:
             raise ValueError(f"there is no text in {', '.join(config.paths)}: all of it is empty")
-        plan = make_plan(corpus, survey, config.val_fraction)
         tasks = corpus.tasks()
-        meta, unknown = write(folder, corpus, tokenizer, plan, tasks)
-    dropped = f"{survey['duplicates']:,} copies of documents, {unknown:,} unknown characters"
+        meta, dropped = write(folder, corpus, tokenizer, plan, tasks)
     print(f"{folder} is ready, after {time.monotonic() - started:.1f} s.\n")
     print(report(meta, tokenizer, first_tokens(folder / "train.bin", meta), dropped, tasks))
     print(f"\nNext: {next_command(folder.name)}")
@@ -203,25 +206,23 @@ def distinct(corpus, survey):
 
 
 def make_tokenizer(config, corpus, texts):
-    """The tokenizer that the config asks for; the texts are gone through to their end."""
+    """The tokenizer that the config asks for; one that is to be made has gone through the texts."""
     if config.tokenizer == "bpe":
         fitting = next(size for limit, size in VOCAB_SIZES if corpus.size < limit)
         wanted = config.vocab_size or fitting
         evenly = islice(texts, 0, None, 1 + corpus.size // TRAINING_BYTES)
         tokenizer = train_bpe(evenly, wanted)
         if tokenizer.vocab_size < wanted and corpus.size:
-            print(f"the text has no more pairs to merge: the vocabulary is not {wanted:,} large\n")
+            fewer = f"the vocabulary is not {wanted:,} large"
+            print(f"the text has no more pairs to merge: {fewer}", file=sys.stderr)
         return tokenizer
     if config.tokenizer == "char":
         return char_tokenizer(texts)
     if config.tokenizer == "byte":
-        tokenizer = byte_tokenizer()
-    elif config.tokenizer in TIKTOKEN:
-        tokenizer = tiktoken_tokenizer(config.tokenizer)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer)
-    deque(texts, maxlen=0)
-    return tokenizer
+        return byte_tokenizer()
+    if config.tokenizer in TIKTOKEN:
+        return tiktoken_tokenizer(config.tokenizer)
+    return load_tokenizer(config.tokenizer)
 
 
 # ------------------------------------------------------------------------ what goes to which split
@@ -236,8 +237,13 @@ class Plan:
     border: int | None = None  # the character where validation begins; None: by whole documents
 
 
-def make_plan(corpus, survey, fraction):
-    """Whole documents by their fingerprints or, where these are few, the end of the text."""
+def make_plan(corpus, texts, survey, fraction):
+    """Whole documents by their fingerprints or, where these are few, the end of the text.
+
+    As many more of the texts are surveyed as it takes to tell which.
+    """
+    while survey["documents"] < FEWEST_DOCUMENTS and next(texts, None) is not None:
+        pass
     if corpus.split_rule:
         return Plan(corpus.split_rule, fraction)
     if survey["documents"] >= FEWEST_DOCUMENTS:
@@ -258,11 +264,11 @@ class Piece(NamedTuple):
     bits: float = 0.0
 
 
-def split_pieces(corpus, plan):
+def split_pieces(corpus, plan, survey):
     """Every piece of text with the split it belongs to and, after each document, its end."""
     position = 0
     with progress_bar(corpus, "encoding") as bar:
-        for document, number in distinct(corpus, survey=Counter()):
+        for document, number in distinct(corpus, survey):
             last = None
             for piece in pieces_of(document, bar):
                 for split, text in assign(plan, document, number, position, piece):
@@ -287,10 +293,11 @@ def assign(plan, document, number, position, piece):
 
 
 def write(folder, corpus, tokenizer, plan, tasks):
-    """(content of meta.json, number of unknown characters) of the folder that is then in place."""
+    """(content of meta.json, what was dropped, in words) of the folder that is then in place."""
+    survey = Counter()
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     tallies = {"train": Counter(), "val": Counter()}
-    batches = batched(split_pieces(corpus, plan))
+    batches = batched(split_pieces(corpus, plan, survey))
     with replacing_folder(folder) as files:
         for encoded in in_order(partial(encode, tokenizer, dtype), batches):
             for split, (tokens, tally) in encoded.items():
@@ -305,7 +312,8 @@ def write(folder, corpus, tokenizer, plan, tasks):
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         json.dump(meta, files["meta"], indent=1)
     write_tasks(folder / "tasks", tasks)
-    return meta, tallies["train"]["unknown"] + tallies["val"]["unknown"]
+    unknown = sum(tally["unknown"] for tally in tallies.values())
+    return meta, f"{survey['duplicates']:,} copies of documents, {unknown:,} unknown characters"
 
 
 def write_tasks(folder, tasks):
@@ -366,19 +374,18 @@ def in_order(function, items):
 
 def encode(tokenizer, dtype, batch):
     """{split: (ids, Counter)} of a list of pieces; an end-of-text token follows each document."""
-    end = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint32)
-    arrays, tallies = {"train": [], "val": []}, {"train": Counter(), "val": Counter()}
+    texts, tallies = {"train": [], "val": []}, {"train": Counter(), "val": Counter()}
     for piece in batch:
         text = tokenizer.known(piece.text)
-        arrays[piece.split].append(end if piece.ends else tokenizer.encode(text))
+        texts[piece.split].append(None if piece.ends else text)
         tally = tallies[piece.split]
         tally["bytes"] += len(text.encode())
         tally["documents"] += piece.starts
         tally["unknown"] += len(piece.text) - len(text)
         tally["bits"] += piece.bits
     encoded = {}
-    for split, parts in arrays.items():
-        tokens = as_ids(np.concatenate([end[:0], *parts]), tokenizer, dtype)
+    for split in texts:
+        tokens = as_ids(tokenizer.encode_all(texts[split]), tokenizer, dtype)
         tallies[split]["tokens"] = len(tokens)
         encoded[split] = (tokens, tallies[split])
     return encoded

@@ -74,6 +74,10 @@ class CharTokenizer:
             )
         return tokens
 
+    def encode_all(self, texts):
+        """The ids of many texts in a row, uint32; None among them is the end of a document."""
+        return one_by_one(self, texts)
+
     def known(self, text):
         """The text without the characters that `encode` would refuse."""
         is_known = self.table[code_points(text)] != UNKNOWN
@@ -133,8 +137,34 @@ class BytePairTokenizer:
         parts = [self.encode_piece(piece) for piece in cut([text])]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 
+    def encode_all(self, texts):
+        """The ids of many texts in a row, uint32; None among them is the end of a document.
+
+        Where a document is one text, it is encoded together with its end and with those behind it:
+        a thread in `tiktoken` is free of Python, and one that comes back has to wait its turn.
+        """
+        if self.eot is None:
+            return one_by_one(self, texts)
+        end, runs = self.token_bytes(self.eot).decode(), [[]]
+        for text in texts:
+            if text is not None and runs[-1] and runs[-1][-1] is not None:
+                runs.append([])  # the next part of a document
+            runs[-1].append(text)
+        return np.concatenate([self.encode_run(run, end) for run in runs])
+
+    def encode_run(self, texts, end):
+        """The ids of documents that have an end behind each, but perhaps the last."""
+        joined = "".join(end if text is None else self.normal(text) for text in texts)
+        tokens = self.encoding.encode_to_numpy(joined, allowed_special={end}, disallowed_special=())
+        if np.count_nonzero(tokens == self.eot) == texts.count(None):
+            return tokens
+        return one_by_one(self, texts)  # a text speaks of the end, and does not mean it
+
+    def normal(self, text):
+        return unicodedata.normalize(self.form, text) if self.form else text
+
     def encode_piece(self, text):
-        text = unicodedata.normalize(self.form, text) if self.form else text
+        text = self.normal(text)
         try:
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
@@ -163,6 +193,13 @@ class BytePairTokenizer:
             "eot": self.eot,
             "ranks": "\n".join(f"{base64.b64encode(part).decode()} {i}" for part, i in ranks),
         } | {name: value for name, value in rest.items() if value is not None}
+
+
+def one_by_one(tokenizer, texts):
+    """What `encode_all` gives, text by text."""
+    end = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint32)
+    parts = [end if text is None else tokenizer.encode(text) for text in texts]
+    return np.concatenate([end[:0], *parts])
 
 
 # ------------------------------------------------------------------ learning a byte-pair encoding
@@ -367,4 +404,8 @@ def code_points(text):
 
 def repair(text):
     """The text with halves of characters (lone surrogates) joined, or replaced by U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import random
+import subprocess
 import sys
 import types
 from collections import Counter
@@ -23,6 +24,7 @@ from support.tokenizer import (
     fingerprint,
     tokenizer_from_dict,
 )
+from tests.conftest import REPOSITORY
 
 WORDS = (
     "the a cat dog sees finds loves old new big 猫 狗 看见 很 大 and then they went home".split()
@@ -325,8 +327,8 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_smaller_and_told(capsys):
     main([save("a.txt", "abcabc " * 30), "--vocab_size=5000"])
     meta, *_ = result("a")
     assert meta["vocab_size"] < 300
-    out = capsys.readouterr().out
-    assert "no more pairs to merge: the vocabulary is not 5,000 large" in out
+    out, err = capsys.readouterr()
+    assert "the text has no more pairs to merge: the vocabulary is not 5,000 large" in err
     assert f"{meta['vocab_size']:,} entries" in out
 
 
@@ -522,3 +524,14 @@ def test_chinese_text_in_an_older_encoding_is_told_which(tmp_path):
     text.write_bytes("从前有座山，山上有座庙。\n".encode("gb18030") * 50)
     with pytest.raises(SystemExit, match="iconv -f GB18030"):
         prepare_data.main([str(text)])
+
+
+def test_who_stops_reading_the_report_still_gets_the_data(tmp_path):
+    (tmp_path / "a.txt").write_text(text(2000), encoding="utf-8")
+    command = [sys.executable, REPOSITORY / "prepare_data.py", "a.txt"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        process.stdout.close()
+        assert b"roken" not in process.stderr.read()
+    assert process.returncode == 0
+    assert (tmp_path / "data" / "a" / "meta.json").exists()

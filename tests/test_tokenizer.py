@@ -17,6 +17,7 @@ from support import tokenizer as module
 from support.tokenizer import (
     GPT2_PATTERN,
     SPECIAL_TOKENS,
+    BytePairTokenizer,
     byte_tokenizer,
     char_tokenizer,
     cut,
@@ -99,6 +100,31 @@ def test_special_tokens_are_the_last_ids_in_their_order(tokenizer):
 def test_text_never_becomes_a_special_token(tokenizer):
     tokens = tokenizer.encode("".join(SPECIAL_TOKENS) if tokenizer.kind != "char" else TRICKY)
     assert tokens.max() < tokenizer.eot
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [ENGLISH, None, CHINESE, None],
+        [None, ENGLISH, None, "", None, ENGLISH],  # begins in a document, ends in another
+        [ENGLISH, " the cat", None, CHINESE],  # a document in two parts
+        [ENGLISH, None, "a text that says <|endoftext|>", None, CHINESE, None],
+        ["half of it: <|endof", "text|>", None, "<|endof", None, "text|>", None],
+        ["<|im_end|>", None, None, "<|im_start|>"],
+        [],
+    ],
+)
+def test_many_texts_at_once_are_what_they_are_one_by_one(texts, bpe):
+    for tokenizer in (bpe, byte_tokenizer(), char_tokenizer([*filter(None, texts)])):
+        alone = [[tokenizer.eot] if t is None else tokenizer.encode(t).tolist() for t in texts]
+        together = tokenizer.encode_all(texts)
+        assert together.dtype == np.uint32
+        assert together.tolist() == [token for tokens in alone for token in tokens]
+
+
+def test_without_a_token_for_it_the_end_of_a_document_leaves_no_trace():
+    tokenizer = BytePairTokenizer("bare", byte_tokenizer().ranks, {})
+    assert bytes(tokenizer.encode_all(["ab", None, "c", None]).tolist()) == b"abc"
 
 
 def test_special_tokens_are_shown_as_their_text(tokenizer):
