@@ -17,6 +17,7 @@ from torch.nn import functional as F
 IGNORED = -1  # a target from which nothing is to be learned
 MIXER = 2654435761  # 2³² / golden ratio: its multiples modulo a number lie far apart (Knuth)
 LOGITS_AT_ONCE = 2**21  # of the loss, where 512 rows have no more: 8 MB, near the processor
+LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which likes large products better: half a gigabyte
 
 
 @dataclass
@@ -498,7 +499,7 @@ class SummedLoss(torch.autograd.Function):
         hidden_grad = torch.zeros_like(hidden) if to_hidden else None
         weight_grad = torch.zeros_like(weight) if to_weight else None
         total = torch.zeros((), device=hidden.device)
-        for at in rows_to_score(targets).split(rows_at_once(len(weight))):
+        for at in rows_to_score(targets).split(rows_at_once(len(weight), weight.device)):
             counts = (targets[at] != IGNORED)[:, None]                             # (n, 1)
             h = (hidden[at] * counts).type_as(narrow)                              # (n, C)
             target = targets[at, None].clamp(min=0)
@@ -534,9 +535,10 @@ def logits_gradient(log_p, logits, target, softcap, smoothing):
     return grad
 
 
-def rows_at_once(vocab_size):
+def rows_at_once(vocab_size, device):
     """How many rows of logits the loss makes at a time."""
-    return max(512, LOGITS_AT_ONCE // vocab_size)
+    few = LOGITS_AT_ONCE if device.type == "cpu" else LOGITS_AT_ONCE_ON_A_GPU
+    return max(512, few // vocab_size)
 
 
 def rows_to_score(targets):

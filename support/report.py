@@ -322,7 +322,7 @@ def memory_parts(model, config, world):
     states = 2 * weights - (in_muon if config.optimizer == "muon" else 0)
     one, two = (saved_bytes(model, config, world, sequences) for sequences in (1, 2))
     vocab_size = model.config.vocab_size
-    rows = min(config.batch_size * config.block_size, rows_at_once(vocab_size))
+    rows = min(config.batch_size * config.block_size, rows_at_once(vocab_size, world.device))
     return {
         "weights": weights * (2 if config.ema_decay else 1),
         "gradients": weights,
