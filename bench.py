@@ -28,6 +28,7 @@ from model import ModelConfig, Transformer
 from sample import SampleConfig, generate, lightened, next_token_distribution
 from support.config import load_config
 from support.files import replacing
+from support.fp8 import multiplies_fp8, use_fp8
 from support.processes import compiled, open_world, pick_device, pick_dtype
 from support.report import flops_per_token
 from train import TrainConfig, backward, make_optimizers, update
@@ -178,10 +179,12 @@ def timed_training(step, config):
     }
 
 
-def train_ours(config, compile=False):
+def train_ours(config, compile=False, fp8=False):
     """A step of train.py: gradients of a batch, clipping, AdamW."""
     with open_world(config.device) as world:
         model = our_model(config).to(world.device)
+        if fp8:
+            use_fp8(model, world.device)
         settings = TrainConfig(vocab_size=50304, optimizer="adamw", batch_size=config.batch_size)
         optimizers = make_optimizers(model, settings)
         inputs, targets = random_tokens(config, "cpu")
@@ -374,6 +377,7 @@ CONTESTANTS = {
     "train": {
         "ours": train_ours,
         "ours, compiled": partial(train_ours, compile=True),
+        "ours, compiled, fp8": partial(train_ours, compile=True, fp8=True),
         "nanoGPT": partial(train_nanogpt, compile=False),
         "nanoGPT, compiled": partial(train_nanogpt, compile=True),
         "transformers, float32": partial(train_transformers, autocast=False),
@@ -409,7 +413,10 @@ def contestants(config):
         missing.append(("nanoGPT", "--peer=PATH_OF_ITS_CHECKOUT"))
     if importlib.util.find_spec("transformers") is None:
         missing.append(("transformers", "pip install transformers"))
-    if pick_dtype("auto", pick_device(config.device)) == torch.float32:
+    device = pick_device(config.device)
+    if not multiplies_fp8(device) or importlib.util.find_spec("torchao") is None:
+        names = [name for name in names if "fp8" not in name]
+    if pick_dtype("auto", device) == torch.float32:
         slow = [name for name in names if "bf16" in name]
         if slow:
             print(f"left out, since bfloat16 is slow on this machine: {'; '.join(slow)}")

@@ -36,6 +36,7 @@ from support.config import show_config
 from support.distillation import load_teacher, taught_by
 from support.files import replacing
 from support.finetuning import begin
+from support.fp8 import use_fp8
 from support.processes import only_main_prints, open_world
 from support.report import Report, advice_on_memory, farewell, in_words, is_over
 from support.tasks import Example, batch_of
@@ -382,6 +383,8 @@ def main():
         check_shares(config, world)
         config, start = begin(config, resumed)
         model = start.model.to(world.device)
+        if config.fp8:
+            use_fp8(model, world.device)
         config, batch_at = batches_for(config, start, world)
         show_config(config)
         show_weights(model)

@@ -30,6 +30,7 @@ from support.checkpoint import (
     snapshot,
 )
 from support.config import is_config_file, load_config, show_config
+from support.fp8 import use_fp8
 from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
 from support.report import (
@@ -97,6 +98,7 @@ class TrainConfig(ModelConfig):
     # what it runs on
     device: str = "auto"  # cuda, cuda:1, mps or cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
+    fp8: bool = False  # products in the blocks in 8 bits, on GPUs that can (pip install torchao)
     compile: bool | Literal["auto"] = "auto"  # fuse operations with torch.compile
 
     def __post_init__(self):
@@ -566,6 +568,8 @@ def main():
         dataset = open_dataset(config.dataset)
         config, model = make_model(config, dataset, resumed)
         model.to(world.device)
+        if config.fp8:
+            use_fp8(model, world.device)
         show_config(config)
         batch_at = training_batches(dataset, config, world)
         evaluate = evaluation(dataset, config, world)

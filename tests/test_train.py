@@ -550,6 +550,30 @@ def test_wrong_gradients_of_a_compiler_are_not_learned_from(train_tiny, monkeypa
     assert "this update is skipped" not in told
 
 
+def test_fp8_rounds_what_the_blocks_multiply_and_keeps_their_weights(train_tiny, capsys):
+    pytest.importorskip("torchao")
+    train_tiny()
+    plain = last()["model"]
+    train_tiny("--fp8=True")
+    assert "they are imitated" in capsys.readouterr().out
+    rounded = last()["model"]
+    assert rounded.keys() == plain.keys()
+    name = "blocks.0.mlp.up.weight"
+    assert rounded[name].dtype == torch.float32
+    assert not torch.equal(rounded[name], plain[name])
+    torch.testing.assert_close(rounded[name], plain[name], rtol=0, atol=0.05)
+    train_tiny("--init_from=resume", "--max_iters=25")
+    assert last()["step"] == 25
+
+
+def test_fp8_without_torchao_names_the_install_line(train_tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    train_tiny("--max_iters=0")
+    with pytest.raises(SystemExit, match="pip install torchao"):
+        train_tiny("--fp8=True")
+    assert not Path("out/tiny/previous-1").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
