@@ -432,12 +432,15 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
         initialize(self, config)
 
-    def forward(self, inputs, targets=None, cache=None, segments=None, label_smoothing=0.0):
+    def forward(
+        self, inputs, targets=None, cache=None, segments=None, label_smoothing=0.0, at=None
+    ):
         """(logits, None), or (None, loss) where targets are given: their mean loss in nats.
 
         inputs (B, T) tokens; targets (B, T), -1 where nothing is to be learned; cache a KVCache
         that the inputs continue; segments (B, T) numbers of packed documents, which do not see
-        each other; logits (B, T, V) score what may come after each input.
+        each other; logits (B, T, V) score what may come after each input, or (B, n, V) after those
+        `at` (B, n) alone.
         """
         T, softcap = inputs.size(1), self.config.softcap
         length = T + (cache.longest if cache else 0)
@@ -455,6 +458,8 @@ class Transformer(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, turn, mask, cache)
+        if at is not None:
+            x = x.gather(1, at[:, :, None].expand(-1, -1, x.size(2)))    # (B, n, C)
         x = self.norm(x)
 
         if cache is not None:

@@ -115,13 +115,14 @@ def empty_cache(model, n_rows, room):
 def prefill(model, rows, cache):
     """What may follow each row of tokens: logits (B, V). The cache then holds the rows alone."""
     cache.truncate(0)
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    device = cache.lengths.device
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.tensor(row)
-    logits, _ = model(padded.to(cache.lengths.device), cache=cache)
+    logits, _ = model(padded.to(device), cache=cache, at=lengths[:, None] - 1)
     cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
-    return logits[torch.arange(len(rows)), lengths - 1]
+    return logits[:, 0]
 
 
 def draw(probabilities, generator):

@@ -169,6 +169,13 @@ def test_rows_of_a_cache_may_have_lengths_of_their_own(variant):
     torch.testing.assert_close(continued, full[rows, columns], rtol=1e-4, atol=1e-4)
 
 
+def test_only_the_positions_asked_for_are_scored():
+    model = scrambled(make("llama"))
+    tokens, at = some_tokens(), torch.tensor([[0, 9], [3, 3], [5, 1]])
+    logits, _ = model(tokens, at=at)
+    torch.testing.assert_close(logits, model(tokens)[0][torch.arange(3)[:, None], at])
+
+
 def test_a_context_that_does_not_fit_is_refused():
     model = make("llama")
     with pytest.raises(ValueError, match="17 tokens do not fit block_size=16"):
