@@ -358,18 +358,25 @@ def loss_nanogpt(config):
         return timed_command(f"{NANOGPT_FOR_A_CPU} --out_dir={out}", config.peer, out, data)
 
 
+def told_by(command, **options):
+    """What a command prints; exits with its complaint where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", **options)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip()[-1000:])
+    return done.stdout
+
+
 def timed_command(command, folder, out, dataset):
     """Seconds of a whole training run, and its loss on all of the validation split."""
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    quiet = {"check": True, "capture_output": True, "text": True, "env": environment}
     begun = time.perf_counter()
-    subprocess.run([sys.executable, *command.split()], cwd=folder, **quiet)
+    told_by([sys.executable, *command.split()], cwd=folder, env=environment)
     seconds = time.perf_counter() - begun
     evaluation = (
         f"train.py --init_from={out} --eval_only=True --eval_iters=0 --block_size=64 "
         f"--dataset={dataset} --batch_size=64 --dtype=float32"
     )
-    told = subprocess.run([sys.executable, *evaluation.split()], cwd=ROOT, **quiet).stdout
+    told = told_by([sys.executable, *evaluation.split()], cwd=ROOT, env=environment)
     return {"seconds": seconds, "val_loss": float(re.findall(r"val loss ([\d.]+)", told)[-1])}
 
 

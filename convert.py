@@ -69,8 +69,12 @@ class ConvertConfig:
     def __post_init__(self):
         if self.to and not self.out:
             raise ValueError(f"--to={self.to} needs a place to write to: --out=out/{self.to}")
+        if self.out and not self.to:
+            raise ValueError(f"out={self.out} needs a format: --to={', '.join(FORMATS)}")
         if self.dtype == "q8_0" and self.to != "gguf":
             raise ValueError("dtype=q8_0 is for --to=gguf alone")
+        if self.dtype != "auto" and self.to in ("nanogpt", "shiftgpt"):
+            raise ValueError(f"dtype={self.dtype} is for --to=hf and --to=gguf: leave it out")
 
 
 # ------------------------------------------------------------------------------------- describing
@@ -185,11 +189,16 @@ def to_nanogpt_folder(config):
         torch.save(contents, folder / LAST)
         saved = checkpoint["tokenizer"] or {}
         if saved.get("kind") == "char":
-            itos = dict(enumerate(saved["characters"]))
-            stoi = {character: i for i, character in itos.items()}
+            stoi = {character: i for i, character in enumerate(saved["characters"])}
+            itos = {i: text for text, i in (stoi | saved["special_tokens"]).items()}
             meta = {"vocab_size": len(itos), "itos": itos, "stoi": stoi}
             (folder / "meta.pkl").write_bytes(pickle.dumps(meta, protocol=2))
     print(f"{config.out}/{LAST} is written; in nanoGPT: python sample.py --out_dir={config.out}")
+    dataset = contents["config"].get("dataset", "NAME")
+    if saved.get("kind") == "char":
+        print(f"which looks for the characters in its data/{dataset}: put meta.pkl there")
+    elif saved.get("kind") != "gpt2":
+        print("which takes tokens for GPT-2's: the words that it shows will be wrong ones")
     if "optimizer" not in contents:
         print("it holds no state of AdamW, so nanoGPT can sample from it, but not resume it")
 

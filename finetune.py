@@ -39,10 +39,11 @@ from support.finetuning import begin
 from support.fp8 import use_fp8
 from support.processes import only_main_prints, open_world
 from support.report import Report, advice_on_memory, farewell, in_words, is_over
-from support.tasks import Example, batch_of
+from support.tasks import TASKS, Example, batch_of
 from support.token_files import permuted
 from support.weights import averaged
 from train import (
+    Schedule,
     TrainConfig,
     check_shares,
     evaluation,
@@ -66,7 +67,7 @@ class FinetuneConfig(TrainConfig):
     pretrained: bool = True  # False: the same shape with drawn weights; what was pretraining worth?
     redraw: tuple[Literal["attention", "mlp"], ...] = ()  # of each block, what starts anew anyhow
     # on which examples
-    task: Literal["text", "completion", "chat", "classification", "tagging"] = "completion"
+    task: Literal[tuple(TASKS)] = "completion"  # what is learned of an example (support/tasks.py)
     dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; or of tokens
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # auto: by its name
     fields: tuple[str, ...] = ()  # what a file calls its own: --fields text=message label=topic
@@ -100,12 +101,13 @@ class FinetuneConfig(TrainConfig):
     learning_rate: float = 5e-5  # for a large model; lora likes 2e-4, a very small model 1e-2
     warmup_iters: int = 20  # updates in which the rates rise
     min_lr: float = 0.0  # what learning_rate falls to
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"  # of the rates
+    schedule: Schedule = "linear"  # of the rates
     weight_decay: float = 0.0  # of matrices
     eval_interval: int = 100  # updates between evaluations
     eval_iters: int = 0  # batches of the validation examples that are evaluated; 0: all
     log_interval: int = 10  # updates between lines of the log
     best_metric: str | None = None  # what the best checkpoint is best in; None: the task's own
+    dry_run: bool = False  # print the plan, and end
     compile: bool | Literal["auto"] = False  # examples differ in length
 
     def __post_init__(self):

@@ -135,7 +135,8 @@ def prepare(config):
         language = None if config.language == "both" else config.language
         knobs = (config.megabytes, config.seed, language)
         corpus = open_corpus(config.paths, DATA, scratch, *knobs)
-        folder = folder_for(config.dataset or corpus.name)
+        folder = folder_for(config.dataset or own_name(corpus, config.paths))
+        replaces = ", in the place of an older one" if (folder / "meta.json").exists() else ""
         survey = Counter()
         texts = first_pass(corpus, survey)
         tokenizer = make_tokenizer(config, corpus, texts)
@@ -144,9 +145,19 @@ def prepare(config):
             raise ValueError(f"there is no text in {', '.join(config.paths)}: all of it is empty")
         tasks = corpus.tasks()
         meta, dropped = write(folder, corpus, tokenizer, plan, tasks)
-    print(f"{folder} is ready, after {time.monotonic() - started:.1f} s.\n")
+    print(f"{folder} is ready, after {time.monotonic() - started:.1f} s{replaces}.\n")
     print(report(meta, tokenizer, first_tokens(folder / "train.bin", meta), dropped, tasks))
     print(f"\nNext: {next_command(folder.name)}")
+
+
+def own_name(corpus, paths):
+    """What a corpus is called where nobody says; a user's file must not pass for one of ours."""
+    if corpus.name in NAMES and corpus.name not in paths:
+        raise ValueError(
+            f"{paths[0]} would become data/{corpus.name}, which is another corpus' place; "
+            f"give it a name, as in --dataset=my_{corpus.name}"
+        )
+    return corpus.name
 
 
 def folder_for(name):

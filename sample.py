@@ -480,7 +480,7 @@ def starts(config):
 def read_line(prompt):
     """A line from the keyboard; empty at its end."""
     print(prompt, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().rstrip("\n")
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 def read_text(path):

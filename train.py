@@ -41,12 +41,13 @@ from support.report import (
     in_words,
     show_plan,
 )
-from support.starting_point import make_model
+from support.starting_point import CHANGEABLE, make_model
 from support.token_files import Windows, open_dataset
 
 QUICK_START = Path(__file__).parent / "config" / "stories.py"
 SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # so a metric's name ends; else higher is
+Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
 
 @dataclass
@@ -78,7 +79,7 @@ class TrainConfig(ModelConfig):
     # how fast, how long
     max_iters: int = 600000  # updates
     max_minutes: float = 0.0  # end after so long, the schedule following the clock; 0: no limit
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # of the learning rates
+    schedule: Schedule = "cosine"  # of the learning rates
     warmup_iters: int = 2000  # updates in which they rise
     lr_decay_iters: int | None = None  # updates until they have fallen; None: max_iters
     min_lr: float = 6e-5  # what learning_rate falls to
@@ -183,10 +184,11 @@ def windows_of(dataset, split, config, movable=True):
     tokens = getattr(dataset, split)
     windows = Windows(tokens, config.block_size, config.block_size + config.target_shift, movable)
     if not len(windows):
-        longest = max(map(len, tokens.shards))
+        longest = min(max(map(len, some.shards)) for some in (dataset.train, dataset.val))
         raise SystemExit(
             f"block_size={config.block_size} does not fit {dataset.path}: its {split} split has "
-            f"{longest:,} tokens in a row; try --block_size={max(1, longest // 4)}, or more text"
+            f"{max(map(len, tokens.shards)):,} tokens in a row; try "
+            f"--block_size={max(1, longest // 4)}, or more text"
         )
     return windows
 
@@ -414,10 +416,12 @@ def give_up(progress, norm, config):
     """Count the steps in a row that had no finite gradients; exits when there are too many."""
     progress.skipped = 0 if math.isfinite(norm) else progress.skipped + 1
     if progress.skipped >= SKIPS_ALLOWED:
+        rates = ["learning_rate"] + ["muon_learning_rate"] * (config.optimizer == "muon")
+        halved = " ".join(f"--{rate}={getattr(config, rate) / 2:g}" for rate in rates)
         raise SystemExit(
             f"step {progress.step}: {SKIPS_ALLOWED} steps in a row without finite gradients. "
             f"{config.out_dir}/{LAST} holds the last state with a finite loss, {BEST} the best. "
-            f"Try --init_from=resume with --learning_rate={config.learning_rate / 2:g}, "
+            f"Try --init_from=resume --out_dir={config.out_dir} with {halved}, "
             f"--dtype=float32 or a --grad_clip below {config.grad_clip or 1:g}"
         )
 
@@ -477,8 +481,8 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             if stops:
                 save(LAST)
                 break
-            rate = schedule_factor(progress.step, progress.minutes, config)
-            set_rates(optimizers, rate)
+            factor = schedule_factor(progress.step, progress.minutes, config)
+            set_rates(optimizers, factor)
             shares = [count / max(n_targets, 1) for count in counts]
             loss = backward(shared, batches, shares, world, scaler, [config.seed, progress.step])
             norm = update(model, optimizers, config, scaler)
@@ -486,7 +490,7 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
 
             # Tell.
             n_tokens = world.size * sum(batch["inputs"].numel() for batch in batches)
-            report.step(progress, loss, norm, rate * config.learning_rate, n_tokens)
+            report.step(progress, loss, norm, factor * config.learning_rate, n_tokens)
             give_up(progress, norm, config)
             progress.step += 1
     return progress
@@ -517,6 +521,8 @@ def read_config(Config, default_file, fixed=("optimizer",)):
             f"python {script} --init_from=resume --out_dir={out_dir}"
         )
     print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
+    for file in filter(is_config_file, sys.argv[1:]):
+        print(f"{file} is not read again: type what is to be different")
     stored = Config(**resumed["train_config"])
     typed = [word for word in sys.argv[1:] if not is_config_file(word)]
     config = load_config(Config, typed, default=stored)
@@ -524,9 +530,10 @@ def read_config(Config, default_file, fixed=("optimizer",)):
     for name in [*(field.name for field in dataclasses.fields(ModelConfig)), *fixed]:
         old, new = getattr(stored, name), getattr(config, name)
         if old != new:
+            keeps = name in (*fixed, *CHANGEABLE)  # in a new run from the weights of this one
             raise SystemExit(
                 f"{name}={new} does not go on with {config.out_dir}, which has {old}; leave "
-                f"it, or start anew with other settings: --init_from={config.out_dir}"
+                f"it, or start anew: --init_from={config.out_dir if keeps else Config.init_from}"
             )
     check_tracker(config)
     return config, resumed

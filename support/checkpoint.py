@@ -40,7 +40,7 @@ HUB_NAME = re.compile(r"(?!out/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # What a run leaves in its out_dir.
 MERGED = "merged.pt"
 RESULTS = ("test.json", "predictions.jsonl", "confusion.png")
-KEPT = (LAST, BEST, MERGED, "log.jsonl", "loss.png", *RESULTS)
+KEPT = (LAST, BEST, MERGED, "log.jsonl", "loss.png", "*.tfevents.*", *RESULTS)
 
 
 def save_checkpoint(path, contents):
@@ -215,7 +215,7 @@ def load_tokenizer_of_run(source):
 
 def set_aside(out_dir):
     """Move the run that `out_dir` holds, if any, to `out_dir/previous-N`: nothing gets lost."""
-    kept = [Path(out_dir) / name for name in KEPT if (Path(out_dir) / name).exists()]
+    kept = [file for name in KEPT for file in Path(out_dir).glob(name)]
     if not kept:
         return
     names = [path.name.removeprefix("previous-") for path in Path(out_dir).glob("previous-*")]

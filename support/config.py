@@ -79,12 +79,12 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     for word in argv if takes_files else []:
         if not word.startswith("-") and Path(f"{word}.py").is_file():
             raise SystemExit(f"{word} is no option; did you mean {word}.py?")
+    typed = typed_options(argv)
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):
-        if "--init_from=resume" not in argv:  # which takes the settings of the run
+        if typed.get("init_from") != "resume":  # which takes the settings of the run
             print(f"no config file named: using {as_typed(default_file)}")
         argv.insert(0, str(default_file))
     knobs = {field.name for field in dataclasses.fields(Config)}
-    typed = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
     words = []
     for word in with_values(argv, Config):
         named = takes_files and is_config_file(word)
@@ -100,6 +100,16 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
         if stop.code and files:
             print(f"Read were {', '.join(files)}, then the command line.", file=sys.stderr)
         raise
+
+
+def typed_options(argv):
+    """{name: text} of the options, however they are typed: --n_layer=4, --n-layer 4."""
+    typed = {}
+    for word, after in zip(argv, [*argv[1:], "--"]):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            typed[name.replace("-", "_")] = value if equals or after.startswith("--") else after
+    return typed
 
 
 def with_values(argv, Config):

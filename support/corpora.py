@@ -59,7 +59,7 @@ FINEWEB_EDU_SHARDS = 99
 # The held-out stories, as a share of the training stories.
 STORIES_VAL_SHARE = 0.05
 MEGABYTES_FOR_ALL_TASKS = 12  # with less text to train on come fewer examples to fine-tune on
-RUN_LOG = "log.jsonl"  # what train.py leaves in a folder, which is no text
+NO_TEXT = ("log.jsonl", "predictions.jsonl")  # what train.py and finetune.py leave in a folder
 # Left out of the corpus `python`: tests, what pip installed, and tables written by programs.
 NOT_WRITTEN_BY_PEOPLE = {
     *("site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"),
@@ -108,12 +108,14 @@ def open_corpus(paths, data, scratch, megabytes, seed, language):
         )
     if not named:
         return own_files(paths, scratch)
-    if named == ["stories"]:
-        return stories(megabytes, seed, language, scratch)
-    if named == ["python"]:
-        return standard_library()
     raw = Path(data, named[0], "raw")
-    return shakespeare(raw) if named == ["shakespeare"] else tinystories(raw)
+    corpora = {
+        "stories": partial(stories, megabytes, seed, language, scratch),
+        "python": standard_library,
+        "shakespeare": partial(shakespeare, raw),
+        "tinystories": partial(tinystories, raw),
+    }
+    return corpora[named[0]]()
 
 
 # ------------------------------------------------------------------------------- a user's own files
@@ -124,9 +126,15 @@ def own_files(paths, scratch):
     files = []
     for path in paths:
         files += [spooled(scratch)] if path == "-" else files_under(Path(path))
-    first = "stdin" if paths[0] == "-" else Path(paths[0]).resolve().name.split(".")[0]
+    first = "stdin" if paths[0] == "-" else name_of(Path(paths[0]).resolve())
     size = sum(map(unpacked_size, files))
     return Corpus(first, lambda: documents_in(files), size, list(paths))
+
+
+def name_of(path):
+    """What its data are called: the name of a folder, or of a file without .txt, .jsonl.gz, …"""
+    name = path.name[: -len(".gz")] if is_packed(path) else path.name
+    return Path(name).stem if kind(name) in SUFFIXES else name
 
 
 def spooled(scratch):
@@ -150,10 +158,12 @@ def files_under(path):
     files = []
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "train.bin" in names:  # prepared data, and examples to fine-tune on
+            folders[:], names = [], []
         names = sorted(
             name
             for name in names
-            if kind(name) in SUFFIXES and not name.startswith(".") and name != RUN_LOG
+            if kind(name) in SUFFIXES and not name.startswith(".") and name not in NO_TEXT
         )
         files += [Path(folder, name) for name in names]
     if not files:

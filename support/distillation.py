@@ -16,9 +16,9 @@ def taught_by(model, teacher, config):
     plain, T, w = model.forward, config.teacher_temperature, config.teacher_weight
     teacher.requires_grad_(False)
 
-    def forward(inputs, targets=None, cache=None, segments=None, label_smoothing=0.0):
+    def forward(inputs, targets=None, cache=None, segments=None, label_smoothing=0.0, at=None):
         if targets is None or not model.training:
-            return plain(inputs, targets, cache, segments, label_smoothing)
+            return plain(inputs, targets, cache, segments, label_smoothing, at)
         counts = targets != IGNORED
         with torch.no_grad():
             theirs, _ = teacher(inputs, segments=segments)

@@ -17,12 +17,12 @@ from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_model, model_in
 from support.examples import open_examples
 from support.labelling import is_chinese_word
-from support.starting_point import check_tokenizer, model_part
+from support.starting_point import CHANGEABLE, check_tokenizer, model_part
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
 from support.tokenizer import tokenizer_from_dict
 from support.tokenizer_files import chat_template_of
-from support.weights import fitted
+from support.weights import averaged, fitted
 
 KEPT = ("model_config", "tokenizer", "data", "task", "method")  # when a run goes on
 
@@ -59,7 +59,9 @@ def begin(config, resumed):
     if resumed:
         check_resumed(resumed, task, data)
         about = {name: resumed[name] for name in KEPT}
-        return config, Start(model_in(resumed), task, lines, dataset, about)
+        weights = averaged(resumed) if config.eval_only else resumed["model"]
+        model = model_in(resumed | {"model": weights})
+        return config, Start(model, task, lines, dataset, about)
     config, model = make_model(config, base, task, tokenizer)
     method = settings_of(config)
     if adds(method):
@@ -182,9 +184,13 @@ def make_model(config, base, task, tokenizer):
     known = base.config
     if not config.pretrained and config.method != "full":
         raise SystemExit(f"pretrained=False leaves nothing for --method={config.method}: use full")
-    own = ["block_size", "dropout", "attention_dropout", "shared_dropout"]
-    own += ["fused_attention", "causal"]
+    own = ("block_size", "causal", *CHANGEABLE)
     shape = vars(known) | {name: getattr(config, name) for name in own}
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    typed = {name for name in vars(known) if getattr(config, name) != usual[name]}
+    ignored = [name for name in typed if getattr(config, name) != shape[name]]
+    for name in ignored:
+        print(f"{config.init_from} settles: {name}={shape[name]}")
     shape |= {
         "vocab_size": max(known.vocab_size, tokenizer.vocab_size),
         "n_labels": len(task.labels),

@@ -138,14 +138,15 @@ def is_over(progress, config):
 
 def farewell(progress, config):
     """Why the run ended, and what to type next."""
-    sample, resume = f"python sample.py --out_dir={config.out_dir}", "--init_from=resume"
-    sample += " --chat" * (getattr(config, "task", "") == "chat")
+    place = f"--out_dir={config.out_dir}"
+    sample, resume = f"python sample.py {place}", f"--init_from=resume {place}"
+    sample += {"": "", "text": "", "chat": " --chat"}.get(
+        getattr(config, "task", ""), ' --start="…"'
+    )
     if progress.step >= config.max_iters:
-        why = (
-            f"all {config.max_iters:,} steps are made (for more: {resume} and a larger --max_iters)"
-        )
+        why = f"all {config.max_iters:,} steps are made; for more: {resume} --max_iters=MORE"
     elif not is_over(progress, config):
-        return f"stopped at step {progress.step:,}; to go on: {resume} --out_dir={config.out_dir}"
+        return f"stopped at step {progress.step:,}; to go on: {resume}"
     elif 0 < config.patience <= progress.without_gain:
         return f"to see it write: {sample}"  # the loop has said why
     else:
@@ -362,6 +363,8 @@ def doubts(config, epochs):
             f"ngrams={config.ngrams}: in {epochs:.1f} epochs the text's n-grams will be learned by "
             "heart; leave them out with --ngrams=1, or read more text"
         )
+    if not config.causal:
+        yield "causal=False: a position sees the token that it is to predict; no sample is shown"
     if config.target_shift != 1:
         yield f"target_shift={config.target_shift}: the model will not predict the next token"
 

@@ -9,6 +9,8 @@ from support.checkpoint import load_model
 from support.weights import assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
+# Of a model's shape, what does not change what its weights mean.
+CHANGEABLE = ("dropout", "attention_dropout", "shared_dropout", "fused_attention")
 
 
 def make_model(config, dataset, resumed):
@@ -50,11 +52,9 @@ def pretrained_model(config, dataset):
             f"{dataset.vocab_size}; prepare it with --tokenizer={config.init_from}"
         )
     check_ids(dataset, model.config.vocab_size)
-    # These do not change what weights mean.
-    own = {"dropout", "attention_dropout", "shared_dropout", "fused_attention"}
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
     shape["block_size"] = min(config.block_size, model.config.block_size)
-    changed = {k: v for k, v in shape.items() if k not in own and v != getattr(config, k)}
+    changed = {k: v for k, v in shape.items() if k not in CHANGEABLE and v != getattr(config, k)}
     config = dataclasses.replace(config, **changed)
     settled = ", ".join(f"{name}={value}" for name, value in changed.items())
     print(f"{config.init_from} settles: {settled or 'nothing that differs'}")

@@ -140,7 +140,11 @@ class Completion(Task):
         return text_numbers([self.right(line) for line in lines], answers)
 
     def guesses(self, train, lines):
-        return guessed_answers(train, lines)
+        pairs = [
+            [dict(zip(("prompt", "completion"), self.pair(line))) for line in some]
+            for some in (train, lines)
+        ]
+        return guessed_answers(*pairs)
 
 
 class Chat(Completion):
@@ -174,13 +178,6 @@ class Chat(Completion):
     def pair(self, line):
         said, last = [message["content"] for message in line["messages"]], self.last_answer(line)
         return "\n".join(said[:last]), said[last]
-
-    def guesses(self, train, lines):
-        pairs = [
-            [dict(zip(("prompt", "completion"), self.pair(line))) for line in some]
-            for some in (train, lines)
-        ]
-        return guessed_answers(*pairs)
 
 
 class Classification(Task):

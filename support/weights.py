@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model import RotaryPositions, Transformer
+from model import Transformer
 
 # Our module -> theirs. `blocks` stands before the number of a block, the others before or after it.
 GPT2 = {
@@ -135,8 +135,8 @@ def assembled(config, weights):
     model.load_state_dict(weights, assign=True)
     if config.tie_weights:
         model.head.weight = model.token_embedding.weight
-    if config.position == "rope":
-        model.position = RotaryPositions(config)  # what it holds follows from the config
+    if not list(model.position.parameters()):
+        model.position = type(model.position)(config)  # what it holds follows from the config
     return model
 
 

@@ -16,8 +16,9 @@
     end
 
 Indentation is for the eye only, and a line that begins with `#` is a remark. To add a plot, write
-it into one of the files: it needs a `{key}` (of one of lexicon.py's KEY_CLASSES), the same roles in
-both languages, and an ending (`play happy_end` or `play sad_end`) on every way through it.
+it into one of the files, or into one of your own beside them: it needs a `{key}` (of one of
+lexicon.py's KEY_CLASSES), the same roles in both languages, and an ending (`play happy_end` or
+`play sad_end`) on every way through it.
 """
 
 import re
@@ -29,7 +30,9 @@ from typing import NamedTuple
 STEPS = ("-", "paragraph", "play", "either", "ending")
 ENDS_OF_STEPS = ("plot", "scene", "or", "end")
 CHINESE = re.compile("[\u4e00-\u9fff]")
-FILES = ("lost.txt", "gifts.txt", "animals.txt", "making.txt", "courage.txt")
+PLOTS = Path(__file__).parent / "plots"
+SCENES = "scenes.txt"
+OURS = ("lost.txt", "gifts.txt", "animals.txt", "making.txt", "courage.txt")  # then others by name
 
 
 class Beat(NamedTuple):
@@ -75,18 +78,20 @@ class Plot(NamedTuple):
 @cache
 def scenes():
     """The shared scenes by name."""
-    return {scene.name: scene for scene in read_plots("scenes.txt")}
+    return {scene.name: scene for scene in read_plots(SCENES)}
 
 
 @cache
 def plots():
     """All plots; the place of a plot in this tuple helps to decide what is held out."""
-    return tuple(plot for file in FILES for plot in read_plots(file))
+    there = sorted(file.name for file in PLOTS.glob("*.txt") if file.name != SCENES)
+    files = [*OURS, *(file for file in there if file not in OURS)]
+    return tuple(plot for file in files for plot in read_plots(file))
 
 
 def read_plots(file):
     """The plots or scenes of a file in plots/."""
-    text = (Path(__file__).parent / "plots" / file).read_text(encoding="utf-8")
+    text = (PLOTS / file).read_text(encoding="utf-8")
     stripped = (line.strip() for line in text.splitlines())
     lines = deque(line for line in stripped if line and not line.startswith("#"))
     plots = []
