@@ -12,6 +12,7 @@ The examples of a step are put into rows, and go through train.py's loop: there 
 import dataclasses
 import json
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
@@ -32,7 +33,7 @@ from support.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from support.config import show_config
+from support.config import show_config, typed_options
 from support.distillation import load_teacher, taught_by
 from support.files import replacing
 from support.finetuning import begin
@@ -53,7 +54,7 @@ from train import (
     windows_of,
 )
 
-QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"
+QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # where no task is named
 NOTHING = Example([0], [IGNORED])  # stands for examples that random changes left without a target
 
 
@@ -352,7 +353,8 @@ def read_finetune_config():
     """What `train.read_config` gives; a run that goes on keeps its task and its method."""
     fixed = ("optimizer", "task", "generative", "pretrained", "redraw", "method")
     fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
-    config, resumed = read_config(FinetuneConfig, QUICK_START, fixed)
+    own = typed_options(sys.argv[1:]).keys() & {"init_from", "dataset", "task"}
+    config, resumed = read_config(FinetuneConfig, None if own else QUICK_START, fixed)
     if resumed and config.epochs != resumed["train_config"]["epochs"]:
         config = dataclasses.replace(config, max_iters=None)
     return config, resumed

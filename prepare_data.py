@@ -384,19 +384,23 @@ def in_order(function, items):
 
 
 def encode(tokenizer, dtype, batch):
-    """{split: (ids, Counter)} of a list of pieces; an end-of-text token follows each document."""
-    texts, tallies = {"train": [], "val": []}, {"train": Counter(), "val": Counter()}
+    """{split: (ids, Counter)} of a list of pieces.
+
+    A document begins and ends with the tokens that the tokenizer has for it.
+    """
+    first, last = ([] if t is None else [t] for t in (tokenizer.bos, tokenizer.eot))
+    parts, tallies = {"train": [], "val": []}, {"train": Counter(), "val": Counter()}
     for piece in batch:
         text = tokenizer.known(piece.text)
-        texts[piece.split].append(None if piece.ends else text)
+        parts[piece.split] += last if piece.ends else [*(first if piece.starts else []), text]
         tally = tallies[piece.split]
         tally["bytes"] += len(text.encode())
         tally["documents"] += piece.starts
         tally["unknown"] += len(piece.text) - len(text)
         tally["bits"] += piece.bits
     encoded = {}
-    for split in texts:
-        tokens = as_ids(tokenizer.encode_all(texts[split]), tokenizer, dtype)
+    for split in parts:
+        tokens = as_ids(tokenizer.encode_all(parts[split]), tokenizer, dtype)
         tallies[split]["tokens"] = len(tokens)
         encoded[split] = (tokens, tallies[split])
     return encoded

@@ -419,12 +419,20 @@ def converse(model, tokenizer, config, out):
         said.append({"role": "user", "content": line})
         # Where there is no room for an answer, what was said first is forgotten.
         while True:
-            prompt = opening(instruction + said, tokenizer)
+            prompt = asked(instruction + said, tokenizer)
             if len(said) < 3 or len(prompt) < model.config.block_size // 2:
                 break
             said = said[2:]
         answer = write_answer(model, tokenizer, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
+
+
+def asked(messages, tokenizer):
+    """The tokens of a conversation that is to be answered; exits where the model knows no such."""
+    try:
+        return opening(messages, tokenizer)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def write_answer(model, tokenizer, prompt, config, seed, out):
@@ -501,7 +509,7 @@ def load_for_sampling(config, world):
     print(in_a_line(checkpoint), file=sys.stderr)
     if config.adapter and "base" not in (checkpoint.get("method") or {}):
         raise SystemExit(f"adapter={source} is a whole model: --out_dir={source} reads it")
-    tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"])
+    tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"], model)
     rows_at_once = config.num_samples * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
     before = None if block is None else perplexity(model, block)
@@ -545,8 +553,10 @@ def lightened(model, config, rows_at_once, world):
     return model.to(dtype)
 
 
-def assumed_tokenizer(path):
+def assumed_tokenizer(path, model):
     """GPT-2's, which nanoGPT too assumes for tokens that came without any."""
+    if model.config.vocab_size not in (50257, 50304):
+        raise SystemExit(f"{path} has no tokenizer: a tokenizer.json or meta.pkl should be there")
     try:
         return tiktoken_tokenizer("gpt2")
     except ValueError as error:
@@ -559,6 +569,11 @@ def main():
         model, tokenizer, checkpoint = load_for_sampling(config, world)
         documents = checkpoint["data"].get("train_documents", 0)
         task = checkpoint.get("task") or {}
+        unused = [n for n in ("start",) if config.chat or config.interactive]
+        unused += ["system"] * (not config.chat)
+        for name in unused:
+            if getattr(config, name):
+                print(f"{name} is not used: see --chat", file=sys.stderr)
         if config.chat:
             if model.config.n_labels:
                 raise SystemExit("this model gives labels, and holds no conversation: type --start")

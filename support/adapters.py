@@ -133,10 +133,14 @@ def add_lora(model, settings):
     """Put a `LoRA` around each matrix of the blocks that `lora_targets` names."""
     names = settings["lora_targets"]
     rank, alpha, dropout = (settings[f"lora_{name}"] for name in ("rank", "alpha", "dropout"))
+    there = set()
     for parent in list(model.blocks.modules()):
         for name, child in list(parent.named_children()):
             if name in names and isinstance(child, nn.Linear):
                 setattr(parent, name, LoRA(child, rank, alpha, dropout))
+                there.add(name)
+    if not there:
+        raise SystemExit(f"lora_targets={' '.join(names)}: this model has no such matrix")
 
 
 def merge_lora(model):

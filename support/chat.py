@@ -7,13 +7,16 @@ A conversation is a list of messages {"role": "system", "user" or "assistant", "
                           ^^^^^^^^^^^^^^ learned: what the assistant says, and that it ends
 """
 
+import json
 import re
-from functools import cache
+import time
+from functools import cache, partial
 
 from support.tokenizer_files import chat_template_of
 
 GUARD = "\ue000"  # parts what looks like a special token in a message, so that it stays text
 MARKS = "<|im_start|>", "<|im_end|>"
+GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # says what is learned, which we know
 
 
 def written(messages, tokenizer, answering=False):
@@ -24,10 +27,8 @@ def written(messages, tokenizer, answering=False):
     import jinja2
 
     special = {i: text for text, i in tokenizer.special_tokens.items()}
-    guarded = [
-        {**message, "content": shielded(message["content"], special.values())}
-        for message in messages
-    ]
+    marks = [text for text in special.values() if text not in tokenizer.ordinary]
+    guarded = [{**message, "content": shielded(message["content"], marks)} for message in messages]
     try:
         return compiled(chat_template_of(tokenizer)).render(
             messages=guarded,
@@ -35,7 +36,7 @@ def written(messages, tokenizer, answering=False):
             bos_token=special.get(tokenizer.bos, ""),
             eos_token=special.get(tokenizer.eot, ""),
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError) as error:
         raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
 
 
@@ -48,8 +49,12 @@ def compiled(template):
     def refuse(message):
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    template = GENERATION.sub("", template)
     return environment.from_string(template)
 
 
@@ -119,6 +124,19 @@ def with_learned(text, spans, tokenizer):
         place = end
     rest = tokens_of(text[place:], tokenizer)
     return tokens + rest, learned + [False] * len(rest)
+
+
+def without_thoughts(answer):
+    """What is said after the thoughts that models such as Qwen 3 write before it."""
+    return answer.rpartition("</think>")[2].strip()
+
+
+def final_token(tokenizer):
+    """What a model ends its writing with: a turn, where its tokenizer brings a template; a text."""
+    try:
+        return (tokenizer.chat_template and end_of_turn(tokenizer)) or tokenizer.eot
+    except ValueError:  # the template takes no such conversation
+        return tokenizer.eot
 
 
 def end_of_turn(tokenizer):

@@ -79,7 +79,13 @@ def read_checkpoint(path):
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise SystemExit(f"{path} would execute code: refused, nothing was executed") from None
+    except PermissionError:
+        raise SystemExit(f"{path} may not be read: permission denied") from None
     except (BadZipFile, RuntimeError, OSError) as error:
+        if Path(path).suffix in (".safetensors", ".bin"):
+            raise SystemExit(
+                f"{path} holds tensors alone: name the folder with config.json"
+            ) from None
         reason = str(error).splitlines()[0][:100]
         raise SystemExit(f"{path} is no checkpoint, or was cut off: {reason}") from None
     if damaged:
@@ -138,8 +144,8 @@ def model_in(checkpoint, base=None):
         plain, _, _ = load_model(source)
     except SystemExit as error:
         raise SystemExit(
-            f"this {settings['method']} is put on {source}: {error}. Where is it now? Type "
-            "--init_from=BASE --adapter=PATH"
+            f"this {settings['method']} is put on {source}: {error}. Put it back there; to sample "
+            "from it where it is now: python sample.py --init_from=BASE --adapter=PATH"
         ) from None
     if fingerprint_of(plain.state_dict()) != settings["base_fingerprint"]:
         raise SystemExit(
@@ -159,8 +165,8 @@ def refuse_added(model, path):
     """Exit for a model that an adapter or a prefix was put into."""
     if has_added(model):
         raise SystemExit(
-            f"{path} holds an adapter or a prefix, which cannot be merged into its base: no other "
-            "program knows it; train with --method=lora or full"
+            f"{path} holds an adapter or a prefix, which cannot be merged into its base: only "
+            "sample.py reads it; train with --method=lora or full, or start from its base"
         )
 
 
@@ -215,6 +221,10 @@ def load_tokenizer_of_run(source):
 
 def set_aside(out_dir):
     """Move the run that `out_dir` holds, if any, to `out_dir/previous-N`: nothing gets lost."""
+    if (Path(out_dir) / "config.json").is_file():
+        raise SystemExit(
+            f"out_dir={out_dir} holds a model in Hugging Face's format: choose another place"
+        )
     kept = [file for name in KEPT for file in Path(out_dir).glob(name)]
     if not kept:
         return

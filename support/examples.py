@@ -4,7 +4,7 @@
     {"text": …}                                                        text
     {"prompt": …, "completion": …}                                     completion
     {"instruction": …, "input": …, "output": …}   as in Alpaca         completion, chat
-    {"messages": [{"role": …, "content": …}, …]}                       chat
+    {"messages": [{"role": …, "content": …}, …]}  or ShareGPT's        chat
     {"text": …, "label": …}                       or CSV, TSV          classification
     {"tokens": […], "tags": […]}                  or columns (CoNLL)   tagging
 
@@ -20,6 +20,8 @@ from pathlib import Path
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 ROLES = "system", "user", "assistant"
+OURS = "text label prompt completion instruction input output messages tokens tags".split()
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # who speaks, in its words
 SPLITS = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "dev", "testa"),
@@ -77,8 +79,11 @@ def listing(folder):
 def pair_in(pair):
     """(our name, theirs) of `text=message`."""
     ours, equals, theirs = pair.partition("=")
-    if not equals:
-        raise SystemExit(f"fields={pair}: expected OURS=THEIRS, as in --fields text=message")
+    if not equals or ours not in OURS:
+        raise SystemExit(
+            f"fields={pair}: expected OURS=THEIRS, as in --fields text=message; "
+            f"ours are {', '.join(OURS)}"
+        )
     return ours, theirs
 
 
@@ -187,8 +192,15 @@ def json_list(stream):
 
 def table(stream, delimiter=","):
     """(number, {column: text}) of each row below the line with the names of the columns."""
-    rows = csv.DictReader(stream, delimiter=delimiter)
+    csv.field_size_limit(2**31 - 1)
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    rows = csv.DictReader(stream, delimiter=delimiter, quoting=quoting, strict=True)
     for row in rows:
+        if None in row:
+            raise SystemExit(
+                f"{stream.name}, line {rows.line_num}: more cells than columns "
+                f"({', '.join(rows.fieldnames)}); a text with {delimiter!r} needs quotes around it"
+            )
         yield rows.line_num, {name: text for name, text in row.items() if name and text is not None}
 
 
@@ -196,7 +208,8 @@ def columns(stream):
     """(number, {"tokens", "tags"}) of each sentence: a word in each line, its tag at the end."""
     tokens, tags, first = [], [], 1
     for number, line in enumerate([*stream, ""], 1):
-        cells = line.split()
+        cells = line.split("\t") if "\t" in line.strip() else line.split()
+        cells = [cell.strip() for cell in cells if cell.strip()]
         if cells and cells[0] != "-DOCSTART-":
             if len(cells) < 2:
                 raise SystemExit(f"{stream.name}, line {number}: expected WORD TAG, found {line!r}")
@@ -224,6 +237,10 @@ def line_of(record, task, renamed, where):
     """What `task` reads of a line; exits, saying `where`, if that is not there."""
     if not isinstance(record, dict):
         raise SystemExit(f"{where}: expected an object {{…}}, found {str(record)[:40]!r}")
+    for ours, theirs in renamed.items():
+        if theirs not in record and ours != "input":  # which not every line has
+            there = ", ".join(map(str, record)) or "nothing"
+            raise SystemExit(f"{where}: no field {theirs!r}, there is {there}")
     record = record | {ours: record[theirs] for ours, theirs in renamed.items() if theirs in record}
     return LINES[task](record, where)
 
@@ -268,7 +285,8 @@ def chat_line(record, where):
                 {"role": "assistant", "content": text(record, "output", where)},
             ]
         }
-    messages = record.get("messages")
+    messages = record.get("messages", record.get("conversations"))
+    messages = in_messages(messages) or messages
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise SystemExit(f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}')
     for message in messages:
@@ -278,6 +296,17 @@ def chat_line(record, where):
     if "assistant" not in [message["role"] for message in messages]:
         raise SystemExit(f"{where}: the assistant says nothing, so there is nothing to learn")
     return {"messages": [{name: m[name] for name in ("role", "content")} for m in messages]}
+
+
+def in_messages(conversation):
+    """What ShareGPT writes as [{"from": "human", "value": …}, …] in the usual words."""
+    turns = conversation if isinstance(conversation, list) else []
+    if not turns or not all(isinstance(turn, dict) and "from" in turn for turn in turns):
+        return None
+    return [
+        {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")}
+        for turn in turns
+    ]
 
 
 def classification_line(record, where):

@@ -14,10 +14,10 @@ from model import Transformer
 from sample import assumed_tokenizer
 from support.adapters import adds, fingerprint_of, put_in, settings_of
 from support.chat import MARKS, end_of_turn
-from support.checkpoint import load_model, model_in
+from support.checkpoint import load_model, model_in, refuse_added
 from support.examples import open_examples
 from support.labelling import is_chinese_word
-from support.starting_point import CHANGEABLE, check_tokenizer, model_part
+from support.starting_point import CHANGEABLE, check_tokenizer, model_part, tell_context
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
 from support.tokenizer import tokenizer_from_dict
@@ -45,6 +45,7 @@ def begin(config, resumed):
     else:
         base, tokenizer, documents = start_from(config)
         config = dataclasses.replace(config, block_size=block_size_for(config, base))
+        tell_context(base.config.block_size, config.block_size)
     lines = dataset = None
     if is_token_folder(config.dataset):
         dataset = open_tokens(config, tokenizer)
@@ -147,7 +148,8 @@ def start_from(config):
             "--pretrained=False it takes its shape alone and draws the weights"
         )
     model, tokenizer, checkpoint = load_model(config.init_from)
-    tokenizer = tokenizer or assumed_tokenizer(config.init_from)
+    refuse_added(model, config.init_from)
+    tokenizer = tokenizer or assumed_tokenizer(config.init_from, model)
     if model.config.n_labels:
         raise SystemExit(
             f"{config.init_from} gives labels instead of tokens; start from what it was made from"

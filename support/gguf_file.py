@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from model import rotary_frequencies
+from support.chat import final_token
 from support.files import replacing
 from support.huggingface import Unfit, their_config, weights_to_write
 from support.tokenizer import GPT2_PATTERN
@@ -91,7 +92,11 @@ def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
     spare = {i: f"[PAD{i}]" for i in range(vocab_size)}  # rows of the model without a token
     ordinary = {i: as_text(part) for part, i in tokenizer.ranks.items()}
     tokens = spare | ordinary | special
-    normal = dict.fromkeys(ordinary, kinds.NORMAL) | dict.fromkeys(special, kinds.CONTROL)
+    added = {
+        i: kinds.USER_DEFINED if text in tokenizer.ordinary else kinds.CONTROL
+        for i, text in special.items()
+    }
+    normal = dict.fromkeys(ordinary, kinds.NORMAL) | added
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PATTERNS[tokenizer.pattern])
     writer.add_token_list([tokens[i] for i in range(vocab_size)])
@@ -100,8 +105,8 @@ def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
     writer.add_add_bos_token(bos is not None)
     if bos is not None:
         writer.add_bos_token_id(bos)
-    if tokenizer.eot is not None:
-        writer.add_eos_token_id(tokenizer.eot)
+    if final_token(tokenizer) is not None:
+        writer.add_eos_token_id(final_token(tokenizer))
     if chat_template_of(tokenizer):
         writer.add_chat_template(chat_template_of(tokenizer))
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from model import ModelConfig
+from support.chat import final_token
 from support.files import new_folder, read_json
 from support.tensor_files import INDEX, WHOLE, TensorFiles
 from support.tokenizer_files import read_tokenizer, tokenizer_files
@@ -276,7 +277,8 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
     weights = weights_to_write(model, content["model_type"])
     dtype = dtype or weights["token_embedding.weight"].dtype
     name = str(dtype).removeprefix("torch.")
-    ids = {"bos_token_id": bos, "eos_token_id": tokenizer and tokenizer.eot}
+    eos = tokenizer and final_token(tokenizer)
+    ids = {"bos_token_id": bos, "eos_token_id": eos}
     content |= ids | {"dtype": name, "torch_dtype": name}  # the second for transformers before 5
     places = places_of(weights, modules)
     with new_folder(folder) as part:
@@ -285,7 +287,8 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
         save_json(part / "generation_config.json", ids)
         (part / "README.md").write_text(card, encoding="utf-8")
         if tokenizer:
-            for name, content in tokenizer_files(tokenizer, model.config.block_size, bos).items():
+            files = tokenizer_files(tokenizer, model.config.block_size, bos, eos)
+            for name, content in files.items():
                 save_json(part / name, content)
 
 

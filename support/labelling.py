@@ -1,5 +1,7 @@
 """Text for models that answer with labels: of a whole text, or of each of its words."""
 
+from itertools import chain
+
 import regex
 
 HAN = r"\p{Han}"
@@ -12,10 +14,13 @@ OPENING = regex.compile(r"[(\[{«“‘（《「『]")
 def words_of(text, blanks=False):
     """The words, Chinese characters and punctuation marks of a text, in order.
 
-    blanks: the parts between blanks are the words, where there are blanks at all.
+    blanks: Chinese between blanks is a word, where there are blanks at all.
     """
     parts = text.split()
-    return parts if blanks and len(parts) > 1 else WORD.findall(text.strip())
+    if not blanks or len(parts) < 2:
+        return WORD.findall(text.strip())
+    words = ([part] if regex.search(HAN, part) else WORD.findall(part) for part in parts)
+    return list(chain.from_iterable(words))
 
 
 def is_chinese_word(word):

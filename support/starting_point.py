@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from model import ModelConfig, Transformer
-from support.checkpoint import load_model
+from support.checkpoint import load_model, refuse_added
 from support.weights import assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
@@ -45,6 +45,7 @@ def model_part(config, **changes):
 def pretrained_model(config, dataset):
     """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
     model, tokenizer, _ = load_model(config.init_from)
+    refuse_added(model, config.init_from)
     check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
     if dataset.tokenizer and dataset.vocab_size > model.config.vocab_size:
         raise SystemExit(
@@ -58,7 +59,14 @@ def pretrained_model(config, dataset):
     config = dataclasses.replace(config, **changed)
     settled = ", ".join(f"{name}={value}" for name, value in changed.items())
     print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
+    tell_context(model.config.block_size, config.block_size)
     return config, fitted(model, model_part(config))
+
+
+def tell_context(before, now):
+    """Say so where the model will know less of a context than the one that it is made from."""
+    if now < before:
+        print(f"its context becomes {now:,} tokens, of {before:,}; --block_size={before} keeps it")
 
 
 def check_tokenizer(stored, dataset, source):

@@ -21,7 +21,13 @@ import torch
 
 from model import IGNORED
 from sample import generate, next_token_distribution, tokens_before
-from support.chat import conversation, end_of_turn, opening
+from support.chat import (
+    conversation,
+    conversation_to,
+    end_of_turn,
+    opening,
+    without_thoughts,
+)
 from support.guesses import guessed_answers, guessed_classes, guessed_tags
 from support.labelling import LABEL, pieces
 from support.metrics import (
@@ -113,8 +119,8 @@ class Completion(Task):
             raise SystemExit(
                 f"{config.init_from}: its tokenizer has no token for the end of a text"
             )
-        seen = [*lines["train"], *lines["val"]]
-        self.longest = 1 + max(len(self.encode(self.pair(line)[1])) for line in seen)
+        longest = max(self.length(line) for line in [*lines["train"], *lines["val"]])
+        self.longest = min(longest, max(1, config.block_size // 2))  # tokens of an answer
 
     def pair(self, line):
         """The prompt of a line and its completion, as text."""
@@ -125,12 +131,18 @@ class Completion(Task):
         asked, told = [*self.first, *prompt], [*completion, *self.end]
         return [shifted(asked + told, [False] * len(asked) + [True] * len(told))]
 
+    def length(self, line):
+        """How many tokens the right answer has, its end among them."""
+        return len(self.encode(self.pair(line)[1])) + 1
+
     def asked(self, line):
         """The tokens that the answer to a line follows."""
         return [*self.first, *self.encode(self.pair(line)[0])] or [0]
 
     def answers(self, model, lines):
-        prompts = [self.asked(line) for line in lines]
+        size = self.config.block_size  # as much of a prompt as is seen in training beside an answer
+        rooms = [max(1, size - min(self.length(line), self.longest)) for line in lines]
+        prompts = [self.asked(line)[-room:] for line, room in zip(lines, rooms)]
         return written(model, self.tokenizer, prompts, self.longest, self.end)
 
     def right(self, line):
@@ -159,7 +171,10 @@ class Chat(Completion):
                 try:
                     conversation(line["messages"], tokenizer)
                 except ValueError as error:
-                    raise SystemExit(f"{config.dataset}, {split} {number}: {error}") from None
+                    begins = line["messages"][0]["content"][:40]
+                    raise SystemExit(
+                        f"{config.dataset}, {split} {number}, which begins {begins!r}: {error}"
+                    ) from None
         super().__init__(config, tokenizer, [], lines)
         mark = end_of_turn(tokenizer)
         self.end = self.end if mark is None else [mark]
@@ -174,6 +189,16 @@ class Chat(Completion):
 
     def asked(self, line):
         return opening(line["messages"][: self.last_answer(line)], self.tokenizer)
+
+    def length(self, line):
+        answer = conversation_to(line["messages"], self.last_answer(line), self.tokenizer)
+        return sum(learned for _, all_learned in answer for learned in all_learned)
+
+    def answers(self, model, lines):
+        return [without_thoughts(answer) for answer in super().answers(model, lines)]
+
+    def right(self, line):
+        return without_thoughts(super().right(line))
 
     def pair(self, line):
         said, last = [message["content"] for message in line["messages"]], self.last_answer(line)
@@ -385,12 +410,11 @@ def likeliest(model, rows):
 def written(model, tokenizer, prompts, longest, ends):
     """What the model writes after each prompt, at most so many tokens: always the likeliest."""
     greedy = partial(next_token_distribution, temperature=0.0)
-    room = max(1, model.config.block_size - longest)
     found = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for first in range(0, len(prompts), ANSWERED_AT_ONCE):
         chosen = order[first : first + ANSWERED_AT_ONCE]
-        rows = [prompts[i][-room:] for i in chosen]
+        rows = [prompts[i] for i in chosen]
         texts, going = [[] for _ in rows], [True] * len(rows)
         for tokens in generate(model, rows, longest, greedy, tokenizer.vocab_size):
             going = [is_going and token not in ends for is_going, token in zip(going, tokens)]

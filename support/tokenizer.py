@@ -51,6 +51,7 @@ class CharTokenizer:
 
     kind = "char"
     bos = chat_template = None
+    ordinary = frozenset()
 
     def __init__(self, characters, special_tokens):
         """`characters` in the order of their ids, from 0 on; `special_tokens` maps text to id."""
@@ -74,9 +75,9 @@ class CharTokenizer:
             )
         return tokens
 
-    def encode_all(self, texts):
-        """The ids of many texts in a row, uint32; None among them is the end of a document."""
-        return one_by_one(self, texts)
+    def encode_all(self, parts):
+        """The ids of many texts in a row, uint32; a number among them is a token as it is."""
+        return one_by_one(self, parts)
 
     def known(self, text):
         """The text without the characters that `encode` would refuse."""
@@ -116,6 +117,7 @@ class BytePairTokenizer:
         form=None,
         bos=None,
         chat_template=None,
+        ordinary=(),
     ):
         self.kind = kind
         self.ranks = ranks
@@ -125,6 +127,7 @@ class BytePairTokenizer:
         self.form = form  # Unicode's normal form that text is brought to first, such as "NFC"
         self.bos = bos  # what every text begins with, such as Llama's <|begin_of_text|>
         self.chat_template = chat_template  # how Hugging Face writes a conversation, in Jinja
+        self.ordinary = frozenset(ordinary)  # special tokens that a text may hold: Qwen 3's <think>
         self.bytes_of = {i: part for part, i in ranks.items()}
         self.bytes_of |= {i: text.encode() for text, i in special_tokens.items()}
         self.vocab_size = max(self.bytes_of) + 1
@@ -137,38 +140,41 @@ class BytePairTokenizer:
         parts = [self.encode_piece(piece) for piece in cut([text])]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 
-    def encode_all(self, texts):
-        """The ids of many texts in a row, uint32; None among them is the end of a document.
+    def encode_all(self, parts):
+        """The ids of many texts in a row, uint32; a number among them is a special token.
 
-        Where a document is one text, it is encoded together with its end and with those behind it:
-        a thread in `tiktoken` is free of Python, and one that comes back has to wait its turn.
+        Texts that such a token parts are encoded together with it: a thread in `tiktoken` is free
+        of Python, and one that comes back has to wait its turn.
         """
-        if self.eot is None:
-            return one_by_one(self, texts)
-        end, runs = self.token_bytes(self.eot).decode(), [[]]
-        for text in texts:
-            if text is not None and runs[-1] and runs[-1][-1] is not None:
-                runs.append([])  # the next part of a document
-            runs[-1].append(text)
-        return np.concatenate([self.encode_run(run, end) for run in runs])
+        runs = [[]]
+        for part in parts:
+            if isinstance(part, str) and runs[-1] and isinstance(runs[-1][-1], str):
+                runs.append([])  # two texts in a row are not one
+            runs[-1].append(part)
+        return np.concatenate([self.encode_run(run) for run in runs])
 
-    def encode_run(self, texts, end):
-        """The ids of documents that have an end behind each, but perhaps the last."""
-        joined = "".join(end if text is None else self.normal(text) for text in texts)
-        tokens = self.encoding.encode_to_numpy(joined, allowed_special={end}, disallowed_special=())
-        if np.count_nonzero(tokens == self.eot) == texts.count(None):
+    def encode_run(self, parts):
+        """The ids of texts with special tokens between them."""
+        shown = {p: self.token_bytes(p).decode() for p in parts if not isinstance(p, str)}
+        joined = "".join(self.normal(p) if isinstance(p, str) else shown[p] for p in parts)
+        allowed = self.ordinary.union(shown.values())
+        tokens = self.encoding.encode_to_numpy(
+            joined, allowed_special=allowed, disallowed_special=()
+        )
+        if all(np.count_nonzero(tokens == p) == parts.count(p) for p in shown):
             return tokens
-        return one_by_one(self, texts)  # a text speaks of the end, and does not mean it
+        return one_by_one(self, parts)  # a text speaks of such a token, and does not mean it
 
     def normal(self, text):
         return unicodedata.normalize(self.form, text) if self.form else text
 
     def encode_piece(self, text):
         text = self.normal(text)
+        special = {"allowed_special": self.ordinary, "disallowed_special": ()}
         try:
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
+            return self.encoding.encode_to_numpy(text, **special)
         except UnicodeEncodeError:
-            return self.encoding.encode_to_numpy(repair(text), disallowed_special=())
+            return self.encoding.encode_to_numpy(repair(text), **special)
 
     def known(self, text):
         """The text itself: no character is unknown to bytes."""
@@ -185,6 +191,7 @@ class BytePairTokenizer:
         """Everything there is to know, JSON-able; the ranks as in tiktoken's own files."""
         ranks = sorted(self.ranks.items(), key=lambda item: item[1])
         rest = {"bos": self.bos, "chat_template": self.chat_template}
+        rest["ordinary"] = sorted(self.ordinary) or None
         return {
             "kind": self.kind,
             "pattern": self.pattern,
@@ -195,11 +202,14 @@ class BytePairTokenizer:
         } | {name: value for name, value in rest.items() if value is not None}
 
 
-def one_by_one(tokenizer, texts):
+def one_by_one(tokenizer, parts):
     """What `encode_all` gives, text by text."""
-    end = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint32)
-    parts = [end if text is None else tokenizer.encode(text) for text in texts]
-    return np.concatenate([end[:0], *parts])
+    none = np.zeros(0, np.uint32)
+    encoded = (
+        tokenizer.encode(part) if isinstance(part, str) else np.array([part], np.uint32)
+        for part in parts
+    )
+    return np.concatenate([none, *encoded])
 
 
 # ------------------------------------------------------------------ learning a byte-pair encoding
@@ -364,7 +374,7 @@ def tokenizer_from_dict(saved):
     lines = (line.split() for line in saved["ranks"].splitlines())
     ranks = {base64.b64decode(part): int(i) for part, i in lines}
     rest = [saved[name] for name in ("special_tokens", "pattern", "eot", "form")]
-    rest += [saved.get(name) for name in ("bos", "chat_template")]
+    rest += [saved.get("bos"), saved.get("chat_template"), saved.get("ordinary", ())]
     return BytePairTokenizer(saved["kind"], ranks, *rest)
 
 

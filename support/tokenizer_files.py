@@ -33,11 +33,13 @@ def load_tokenizer(source):
     """The tokenizer of a data folder, a run, a Hugging Face or nanoGPT folder, or a file in one."""
     source = Path(source)
     if source.is_dir():
-        names = ("ckpt.pt", "best.pt", "meta.json", "tokenizer.json", "meta.pkl")
+        names = ("ckpt.pt", "best.pt", "meta.json", "tokenizer.json", "meta.pkl", "vocab.json")
         found = [source / name for name in names if (source / name).is_file()]
         if not found:
             raise ValueError(f"{source} holds no tokenizer: none of {', '.join(names)} is in it")
         source = found[0]
+        if source.name == "vocab.json":
+            return read_tokenizer(source.parent)
     if not source.is_file():
         raise ValueError(f"there is no file or folder {source} to take a tokenizer from")
     if source.suffix == ".pt":
@@ -93,6 +95,8 @@ def huggingface_tokenizer(path):
     try:
         tokenizer = tokenizer_from_huggingface(content)
         tokenizer.chat_template = chat_template_in(path.parent)
+        if tokenizer.eot is None:
+            tokenizer.eot = tokenizer.special_tokens.get(end_named_in(path.parent))
         return tokenizer
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
@@ -106,6 +110,13 @@ def read_tokenizer(folder):
     if (folder / "tokenizer.json").is_file():
         return huggingface_tokenizer(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        family = (folder / "config.json").is_file() and read_json(folder / "config.json")
+        if family and family.get("model_type", "gpt2") != "gpt2":
+            raise ValueError(
+                "of its tokenizer there are vocab.json and merges.txt alone, which tell all there "
+                "is to know for GPT-2 only; transformers writes a tokenizer.json: "
+                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            )
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
         vocab = read_json(folder / "vocab.json")
@@ -127,7 +138,17 @@ def chat_template_in(folder):
     if not (folder / "tokenizer_config.json").is_file():
         return None
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several with names, of which one is the usual one
+        template = {each.get("name"): each.get("template") for each in template}.get("default")
     return template if isinstance(template, str) else None
+
+
+def end_named_in(folder):
+    """The text of the token that ends a text by tokenizer_config.json; None: it names none."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    end = read_json(folder / "tokenizer_config.json").get("eos_token")
+    return end.get("content") if isinstance(end, dict) else end
 
 
 def tokenizer_from_huggingface(content):
@@ -158,7 +179,10 @@ def tokenizer_from_huggingface(content):
     check_merges(ranks, [merge_of(line) for line in model["merges"]], model.get("ignore_merges"))
     eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
     pattern = split_pattern(content.get("pre_tokenizer") or {})
-    return BytePairTokenizer("huggingface", ranks, special_tokens, pattern, eot, form, bos)
+    ordinary = [token["content"] for token in added if not token.get("special", True)]
+    return BytePairTokenizer(
+        "huggingface", ranks, special_tokens, pattern, eot, form, bos, ordinary=ordinary
+    )
 
 
 def beginning(post_processor, special_tokens):
@@ -246,14 +270,16 @@ CHARACTER_OF_BYTE = {i: character for character, i in BYTE_OF_CHARACTER.items()}
 # -------------------------------------------------------------------- writing Hugging Face's files
 
 
-def tokenizer_files(tokenizer, block_size, bos=None):
+def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
     """{file name: content}, JSON-able, of a tokenizer in a Hugging Face folder.
 
-    bos is the id of a token that is to stand before every text; block_size the longest text.
+    bos is the id of a token that is to stand before every text, eos of the one that ends what a
+    model writes (None: as it ends a text); block_size the longest text.
     """
+    eos = tokenizer.eot if eos is None else eos
     special = {i: text for text, i in tokenizer.special_tokens.items()}
     added = [
-        {"id": i, "content": text, "special": True, "normalized": False}
+        {"id": i, "content": text, "special": text not in tokenizer.ordinary, "normalized": False}
         | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
         for i, text in sorted(special.items())
     ]
@@ -265,7 +291,7 @@ def tokenizer_files(tokenizer, block_size, bos=None):
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": special.get(bos),
-        "eos_token": special.get(tokenizer.eot),
+        "eos_token": special.get(eos),
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     } | ({"chat_template": chat} if chat else {})

@@ -463,8 +463,8 @@ def test_a_folder_without_text_is_named_and_changes_nothing(older):
 class Faulty(BytePairTokenizer):
     """Gives an id that it does not have."""
 
-    def encode(self, text):
-        return np.full(len(text), 70_000, np.uint32)
+    def encode_all(self, parts):
+        return np.full(len(parts), 70_000, np.uint32)
 
 
 def test_an_id_that_does_not_fit_is_refused_and_changes_nothing(older, monkeypatch):
