@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 IGNORED = -1  # a target from which nothing is to be learned
 MIXER = 2654435761  # 2³² / golden ratio: its multiples modulo a number lie far apart (Knuth)
-LOGITS_AT_ONCE = 2**21  # of the loss, where 512 rows have no more: 8 MB, near the processor
+LOGITS_AT_ONCE = 2**21  # of the loss, or 512 rows of them: 8 MB stay near the processor
 LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which likes large products better: half a gigabyte
 
 
@@ -203,7 +203,7 @@ class RotaryPositions(nn.Module):
         frequencies = rotary_frequencies(
             config.head_channels, config.rope_theta, config.rope_scaling
         )
-        angles = torch.outer(torch.arange(config.block_size), frequencies)         # (T, D/2)
+        angles = torch.outer(torch.arange(config.block_size), frequencies)         # (block, D/2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 

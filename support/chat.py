@@ -16,7 +16,7 @@ from support.tokenizer_files import chat_template_of
 
 GUARD = "\ue000"  # parts what looks like a special token in a message, so that it stays text
 MARKS = "<|im_start|>", "<|im_end|>"
-GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # says what is learned, which we know
+GENERATION = re.compile(r"({%-?\s*)(end)?generation(\s*-?%})")  # says what is learned: we know
 
 
 def written(messages, tokenizer, answering=False):
@@ -54,7 +54,7 @@ def compiled(template):
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    template = GENERATION.sub("", template)
+    template = GENERATION.sub(lambda m: m[1] + ("endif" if m[2] else "if true") + m[3], template)
     return environment.from_string(template)
 
 

@@ -177,7 +177,10 @@ def for_chat(tokenizer):
         new = {mark: n + i for i, mark in enumerate(MARKS)}
         saved["special_tokens"] = saved["special_tokens"] | new
     tokenizer = tokenizer_from_dict(saved)
-    tokenizer.eot = end_of_turn(tokenizer) or tokenizer.eot
+    try:
+        tokenizer.eot = end_of_turn(tokenizer) or tokenizer.eot
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     return tokenizer
 
 

@@ -44,9 +44,10 @@ def model_part(config, **changes):
 
 def pretrained_model(config, dataset):
     """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
-    model, tokenizer, _ = load_model(config.init_from)
+    model, tokenizer, checkpoint = load_model(config.init_from)
     refuse_added(model, config.init_from)
-    check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
+    source = checkpoint["path"] if "step" not in checkpoint else config.init_from
+    check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, source)
     if dataset.tokenizer and dataset.vocab_size > model.config.vocab_size:
         raise SystemExit(
             f"{config.init_from} knows {model.config.vocab_size} tokens, and {dataset.path} has "

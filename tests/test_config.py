@@ -71,6 +71,12 @@ def test_a_config_file_may_compute_from_what_is_typed(tmp_path):
     assert (both.batch_size, both.learning_rate) == (8, 3)
 
 
+@pytest.mark.parametrize("typed", ["--batch_size 4", "--batch-size=4", "--batch-size 4"])
+def test_a_config_file_sees_what_is_typed_in_any_form(tmp_path, typed):
+    computing = file_with(tmp_path, "start = 'n' * int(_typed.get('batch_size', 1))")
+    assert load(computing, *typed.split()).start == "nnnn"
+
+
 def test_the_depth_settles_everything_else():
     path = str(REPOSITORY / "config" / "depth.py")
     shallow, deep = (load_config(TrainConfig, [path, f"--n_layer={depth}"]) for depth in (2, 6))

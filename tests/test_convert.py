@@ -13,11 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sample import generate, next_token_distribution
+from support.chat import compiled
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.gguf_file import interleaved, write_gguf
-from support.huggingface import from_hub, read_model, write_model
-from support.tokenizer import byte_tokenizer, char_tokenizer, train_bpe
-from support.tokenizer_files import huggingface_tokenizer, read_tokenizer, tokenizer_files
+from support.huggingface import from_hub, read_model, save_json, write_model
+from support.tokenizer import byte_tokenizer, char_tokenizer, tokenizer_from_dict, train_bpe
+from support.tokenizer_files import (
+    CHATML,
+    huggingface_tokenizer,
+    load_tokenizer,
+    read_tokenizer,
+    tokenizer_files,
+)
 from tests.conftest import TINY, tiny_text
 
 transformers = pytest.importorskip("transformers")
@@ -679,3 +686,84 @@ def test_llama_cpp_splits_words_as_their_tokenizers_do(tmp_path, family):
     for text in [*TEXTS[:3], tiny_text()]:
         there = llama.tokenize(text.encode(), add_bos=False, special=False)
         assert there == tokenizer.encode(text).tolist()
+
+
+def thinker(folder):
+    """A Hugging Face folder of a Qwen 3 with ordinary tokens for thoughts and a chat template."""
+    tokenizer = train_bpe(["the cat sat on the mat " * 20], 300)
+    n = tokenizer.vocab_size
+    saved = tokenizer.to_dict()
+    saved["special_tokens"] |= {"<think>": n, "</think>": n + 1}
+    saved |= {"ordinary": ["<think>", "</think>"], "chat_template": CHATML}
+    tokenizer = tokenizer_from_dict(saved)
+    model, _ = read_model_of("qwen3", folder / "plain", n + 2)
+    write_model(folder / "theirs", model, tokenizer)
+    return tokenizer
+
+
+def read_model_of(name, folder, vocab_size):
+    reference(name, vocab_size=vocab_size).save_pretrained(folder)
+    return read_model(folder)
+
+
+def test_tokens_that_are_added_but_ordinary_stay_so(tmp_path):
+    tokenizer = thinker(tmp_path)
+    back = read_tokenizer(tmp_path / "theirs")
+    assert back.ordinary == tokenizer.ordinary == {"<think>", "</think>"}
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    text = "<think>the cat</think> sat"
+    ids = hf(text + "<|im_end|>")["input_ids"]
+    assert ids == [*back.encode(text).tolist(), tokenizer.special_tokens["<|im_end|>"]]
+    assert hf.decode(ids, skip_special_tokens=True) == text
+
+
+def test_a_model_that_converses_ends_its_turns_in_transformers_too(tmp_path):
+    tokenizer = thinker(tmp_path)
+    end = tokenizer.special_tokens["<|im_end|>"]
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+    assert hf.eos_token_id == model.generation_config.eos_token_id == end
+
+
+def test_an_end_by_another_name_and_one_of_several_templates_are_found(tmp_path):
+    thinker(tmp_path)
+    folder = tmp_path / "theirs"
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / file).read_text(encoding="utf-8")
+        text = text.replace("<|endoftext|>", "[EOS]")
+        (folder / file).write_text(text, encoding="utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
+    config |= {"eos_token": {"content": "[EOS]"}, "chat_template": named}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = read_tokenizer(folder)
+    assert tokenizer.eot == tokenizer.special_tokens["[EOS]"]
+    assert tokenizer.chat_template == CHATML
+
+
+def test_vocab_and_merges_alone_are_enough_for_gpt2_only(tmp_path):
+    folder = tmp_path / "old"
+    tokenizer = train_bpe(["the cat sat on the mat " * 20], 300)
+    content = tokenizer_files(tokenizer, 64)["tokenizer.json"]
+    folder.mkdir()
+    save_json(folder / "vocab.json", content["model"]["vocab"])
+    merges = "\n".join(" ".join(pair) for pair in content["model"]["merges"])
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
+    assert load_tokenizer(folder).encode("the cat").tolist() == tokenizer.encode("the cat").tolist()
+    save_json(folder / "config.json", {"model_type": "qwen2"})
+    with pytest.raises(ValueError, match="AutoTokenizer"):
+        read_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}", "x"),
+        ("{{ messages[0].content | tojson }}", '"你好 <b>"'),
+        ("{{ messages[0].content | tojson(ensure_ascii=True) }}", '"\\u4f60\\u597d <b>"'),
+        ("{% generation %}a{%- endgeneration -%} b", "ab"),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+    ],
+)
+def test_templates_may_use_what_transformers_gives_them(template, written):
+    assert compiled(template).render(messages=[{"content": "你好 <b>"}, {}], **{}) == written

@@ -18,9 +18,12 @@ from torch.nn import functional as F
 import finetune as finetune_module
 from finetune import FinetuneConfig, all_examples, example_batches, fitting, noisy
 from model import IGNORED, ModelConfig, Transformer
+from support.chat import without_thoughts
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.distillation import taught_by
+from support.examples import checked
 from support.huggingface import write_model
+from support.labelling import words_of
 from support.processes import World
 from support.tasks import Example, batch_of, open_task, shifted
 from support.tokenizer import byte_tokenizer, own_tokenizer, tokenizer_from_dict
@@ -742,3 +745,128 @@ def test_every_task_config_differs_from_the_defaults_and_names_its_own_place():
         text = path.read_text(encoding="utf-8")
         assert f"python finetune.py config/{path.name}" in text
         assert dataclasses.fields(FinetuneConfig)
+
+
+# ----------------------------------------------------------------------------- other people's data
+
+
+def own(lines, name="own.jsonl"):
+    Path(name).write_text(lines if isinstance(lines, str) else jsonl(lines), encoding="utf-8")
+    return name
+
+
+def test_one_long_answer_leaves_the_other_prompts_as_they_are(tune):
+    long = {"prompt": "tell! =", "completion": " and the cat ran home" * 30}
+    for name, more in (("short", []), ("long", [long])):
+        own([*LINES["completion"], *more], f"{name}.jsonl")
+        tune("completion", f"--dataset={name}.jsonl", "--max_iters=1", f"--out_dir=out/{name}")
+    config = FinetuneConfig(task="completion", block_size=96, position="rope")
+    lines = [*LINES["completion"], long]
+    task = open_task(config, dict.fromkeys(("train", "val"), lines), byte_tokenizer(), 0)
+    assert task.longest == 48
+    seen = []
+    model = small(block_size=96)
+    forward = model.forward
+    model.forward = lambda *args, **words: seen.append(args[0].shape[1]) or forward(*args, **words)
+    task.answers(model, LINES["completion"])
+    assert max(seen) == max(len(task.asked(line)) for line in LINES["completion"])
+
+
+def test_a_dataset_of_ones_own_does_not_get_the_recipe_for_stories(run, capsys):
+    own(LINES["completion"])
+    words = "--init_from=out/base --task=completion --dataset=own.jsonl --dry_run=True".split()
+    run("finetune.py", *words, "--device=cpu")
+    told = capsys.readouterr().out
+    assert "no config file named" not in told
+    assert "muon" not in told.split("the others:")[0]
+    assert "redraw=()" in told
+
+
+def test_typed_shapes_that_the_base_settles_are_told(tune, capsys):
+    tune("completion", "--norm=rmsnorm", "--max_iters=1")
+    assert "out/base settles: norm=layernorm" in capsys.readouterr().out
+
+
+def test_a_resumed_run_evaluates_its_average(tune, run, capsys):
+    tune("completion", "--ema_decay=0.9", "--max_iters=4", "--eval_interval=4", "--eval_iters=0")
+    logged = json.loads(Path("out/tuned/log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    capsys.readouterr()
+    run("finetune.py", "--init_from=resume", "--out_dir=out/tuned", "--eval_only=True")
+    assert f"val loss {logged['val_loss']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["prefix", "adapter"])
+def test_what_is_put_on_a_base_is_no_base(tune, run, method):
+    tune("completion", f"--method={method}", "--max_iters=1")
+    with pytest.raises(SystemExit, match="start from its base"):
+        tune("completion", "--init_from=out/tuned", "--out_dir=out/more")
+    with pytest.raises(SystemExit, match="start from its base"):
+        run("train.py", "base.py", *BASE, "--init_from=out/tuned", "--out_dir=out/more")
+
+
+def test_a_model_of_hugging_faces_is_not_written_over(tune):
+    Path("theirs").mkdir()
+    Path("theirs/config.json").touch()
+    with pytest.raises(SystemExit, match="choose another place"):
+        tune("completion", "--out_dir=theirs")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "text", "options", "told"),
+    [
+        ("classification", "a.csv", "text,label\nHello, you,x\n", [], "line 2: more cells than"),
+        ("classification", "a.csv", 'text,label\n"a"b,x\n', [], "not csv"),
+        ("classification", "a.csv", "text,label\na,x\n", ["lable=x"], "ours are text, label"),
+        ("classification", "a.csv", "text,label\na,x\n", ["text=mesage"], "no field 'mesage'"),
+        ("completion", "a.jsonl", "", [], "holds no examples"),
+    ],
+)
+def test_a_table_that_is_not_what_it_seems_is_told(tune, task, name, text, options, told):
+    own(text, name)
+    with pytest.raises(SystemExit, match=told):
+        tune(task, f"--dataset={name}", *(["--fields", *options] if options else []))
+
+
+def test_quotes_in_a_tsv_are_letters(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"Great\tpos\nfine\tneg\n', encoding="utf-8")
+    lines = checked(path, "classification", "auto", {})
+    assert lines == [{"text": '"Great', "label": "pos"}, {"text": "fine", "label": "neg"}]
+
+
+def test_a_word_of_two_parts_has_its_tag_behind_a_tab(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("New York\tB-LOC\nis\tO\n\n", encoding="utf-8")
+    (line,) = checked(path, "tagging", "auto", {})
+    assert line == {"tokens": ["New York", "is"], "tags": ["B-LOC", "O"]}
+
+
+def test_sharegpts_conversations_are_read(tmp_path):
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "你好"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(jsonl([{"conversations": turns}]), encoding="utf-8")
+    (line,) = checked(path, "chat", "auto", {})
+    roles = [(message["role"], message["content"]) for message in line["messages"]]
+    assert roles == [("user", "hi"), ("assistant", "你好")]
+
+
+def test_chinese_between_blanks_is_a_word_and_english_is_still_taken_apart():
+    assert words_of("I saw 小明.", blanks=True) == ["I", "saw", "小明."]
+    assert words_of("小明 saw Paris.", blanks=True) == ["小明", "saw", "Paris", "."]
+
+
+def test_lora_around_nothing_is_refused(tune):
+    with pytest.raises(SystemExit, match="lora_targets=gate: this model has no such matrix"):
+        tune("completion", "--method=lora", "--lora_targets", "gate")
+
+
+def test_thoughts_are_no_part_of_an_answer():
+    assert without_thoughts("<think>\nwell\n</think>\n\nthe dog") == "the dog"
+    assert without_thoughts(" the dog ") == "the dog"
+
+
+def test_fp8_and_lora_go_together(tune):
+    pytest.importorskip("torchao")
+    tune("completion", "--method=lora", "--merge", "--fp8=True")
+    merged, _, _ = load_model("out/tuned/merged.pt")
+    assert torch.isfinite(merged(torch.randint(256, (2, 20)))[0]).all()

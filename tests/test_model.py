@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import model as model_module
@@ -21,6 +22,7 @@ from model import (
     rotate,
     stretched,
 )
+from support.weights import assembled
 
 SMALL = {"vocab_size": 50, "block_size": 16, "n_layer": 2, "n_head": 4, "n_embd": 32}
 VARIANTS = {
@@ -434,3 +436,20 @@ def test_tied_weights_are_one_matrix():
 def test_impossible_settings_are_refused_in_the_words_of_the_knobs(settings, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**settings)
+
+
+def test_positions_of_ones_own_come_back_with_what_follows_from_the_config(monkeypatch):
+    class Sinusoids(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            angles = torch.arange(config.block_size)[:, None] / 10 ** torch.linspace(0, 3, 64)
+            self.register_buffer("table", angles.sin()[:, : config.n_embd], persistent=False)
+
+        def forward(self, x, positions):
+            return x + self.table[positions], nn.Identity()
+
+    monkeypatch.setattr(model_module, "LearnedPositions", Sinusoids)
+    model = make("gpt2").eval()
+    again = assembled(model.config, model.state_dict())
+    tokens = some_tokens()
+    torch.testing.assert_close(again(tokens)[0], model(tokens)[0])

@@ -535,3 +535,40 @@ def test_who_stops_reading_the_report_still_gets_the_data(tmp_path):
         assert b"roken" not in process.stderr.read()
     assert process.returncode == 0
     assert (tmp_path / "data" / "a" / "meta.json").exists()
+
+
+def test_files_that_are_called_alike_keep_their_data_apart():
+    for name in ("novel.part1.txt", "novel.part2.txt"):
+        main([save(name, text(500))])
+    assert {path.name for path in Path("data").iterdir()} == {"novel.part1", "novel.part2"}
+
+
+def test_a_file_does_not_pass_for_a_corpus_with_a_name(capsys):
+    save("stories.txt", text(500))
+    assert "--dataset=my_stories" in error_of("stories.txt")
+    main(["stories.txt", "--dataset=mine"])
+    main(["stories.txt", "--dataset=mine"])
+    assert "in the place of an older one" in capsys.readouterr().out
+
+
+def test_prepared_data_and_what_runs_leave_are_no_text():
+    save("project/a.py", text(500))
+    save("project/data/x/train.bin", b"")
+    save("project/data/x/tasks/qa/test.jsonl", '{"prompt": "a"}\n')
+    save("project/out/predictions.jsonl", '{"answer": "a"}\n')
+    main(["project"])
+    assert result("project")[0]["splits"]["train"]["documents"] == 1
+
+
+def test_a_document_begins_with_the_token_that_the_tokenizer_has_for_it(monkeypatch):
+    tokenizer = byte_tokenizer()
+    tokenizer.bos = tokenizer.special_tokens["<|im_start|>"]
+    monkeypatch.setattr(prepare_data, "byte_tokenizer", lambda: tokenizer)
+    main([save_lines("a.jsonl", [text(20, i) for i in range(200)]), "--tokenizer=byte"])
+    _, _, *splits = result("a")
+    for tokens in splits:
+        begins = np.flatnonzero(tokens == tokenizer.bos)
+        ends = np.flatnonzero(tokens == tokenizer.eot)
+        assert begins[0] == 0
+        assert (begins[1:] == ends[:-1] + 1).all()
+        assert len(begins) == len(ends)

@@ -2,12 +2,13 @@
 
 import hashlib
 import re
+import shutil
 from itertools import islice
 from math import isclose, log2
 
 import pytest
 
-from support.stories import HELD_OUT, floor_bits_per_byte, generate
+from support.stories import HELD_OUT, floor_bits_per_byte, generate, screenplay
 from support.stories import story as story_module
 from support.stories.english import plural
 from support.stories.lexicon import lexicon
@@ -383,3 +384,15 @@ def test_events_name_roles_that_the_plot_mentions():
                     mention = re.compile(rf"\{{{role}[.}}]|\{{{role.capitalize()}[.}}]")
                     texts = [b.en + b.zh for b in beats((*scenes()["opening"].steps, *plot.steps))]
                     assert any(mention.search(text) for text in texts), (plot.name, role)
+
+
+def test_a_file_of_ones_own_is_told_too_and_after_ours(tmp_path, monkeypatch):
+    ours = [plot.name for plot in plots()]
+    for file in screenplay.PLOTS.glob("*.txt"):
+        shutil.copy(file, tmp_path)
+    lost = (tmp_path / "lost.txt").read_text(encoding="utf-8")
+    one = lost[lost.index("plot ") :].split("\nplot ")[0].splitlines()
+    one[0] = "plot mine"
+    (tmp_path / "a.txt").write_text("\n".join(one), encoding="utf-8")
+    monkeypatch.setattr(screenplay, "PLOTS", tmp_path)
+    assert [plot.name for plot in plots.__wrapped__()] == [*ours, "mine"]
