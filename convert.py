@@ -197,7 +197,7 @@ def to_nanogpt_folder(config):
     dataset = contents["config"].get("dataset", "NAME")
     if saved.get("kind") == "char":
         print(f"which looks for the characters in its data/{dataset}: put meta.pkl there")
-    elif saved.get("kind") != "gpt2":
+    elif contents["model_args"]["vocab_size"] not in (50257, 50304):
         print("which takes tokens for GPT-2's: the words that it shows will be wrong ones")
     if "optimizer" not in contents:
         print("it holds no state of AdamW, so nanoGPT can sample from it, but not resume it")

@@ -567,17 +567,21 @@ def assumed_tokenizer(path, model):
         raise SystemExit(f"{path} has no tokenizer; GPT-2's was tried: {error}") from None
 
 
+def tell_unused(config):
+    """Say so where something was typed that nothing will come of."""
+    if config.start and (config.chat or config.interactive):
+        print("start is not used: what to go on from is typed here", file=sys.stderr)
+    if config.system and not config.chat:
+        print("system is not used: it is for --chat", file=sys.stderr)
+
+
 def main():
     config = load_config(SampleConfig)
     with open_world(config.device, config.dtype, to_train=False) as world:
         model, tokenizer, checkpoint = load_for_sampling(config, world)
         documents = checkpoint["data"].get("train_documents", 0)
         task = checkpoint.get("task") or {}
-        unused = [n for n in ("start",) if config.chat or config.interactive]
-        unused += ["system"] * (not config.chat)
-        for name in unused:
-            if getattr(config, name):
-                print(f"{name} is not used: see --chat", file=sys.stderr)
+        tell_unused(config)
         if config.chat:
             if model.config.n_labels:
                 raise SystemExit("this model gives labels, and holds no conversation: type --start")

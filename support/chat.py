@@ -134,9 +134,10 @@ def without_thoughts(answer):
 def final_token(tokenizer):
     """What a model ends its writing with: a turn, where its tokenizer brings a template; a text."""
     try:
-        return (tokenizer.chat_template and end_of_turn(tokenizer)) or tokenizer.eot
+        end = end_of_turn(tokenizer) if tokenizer.chat_template else None
     except ValueError:  # the template takes no such conversation
-        return tokenizer.eot
+        end = None
+    return tokenizer.eot if end is None else end
 
 
 def end_of_turn(tokenizer):

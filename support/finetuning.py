@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model import Transformer
+from model import ModelConfig, Transformer
 from sample import assumed_tokenizer
 from support.adapters import adds, fingerprint_of, put_in, settings_of
 from support.chat import MARKS, end_of_turn
@@ -45,7 +45,7 @@ def begin(config, resumed):
     else:
         base, tokenizer, documents = start_from(config)
         config = dataclasses.replace(config, block_size=block_size_for(config, base))
-        tell_context(base.config.block_size, config.block_size)
+        tell_context(config, base)
     lines = dataset = None
     if is_token_folder(config.dataset):
         dataset = open_tokens(config, tokenizer)
@@ -191,11 +191,10 @@ def make_model(config, base, task, tokenizer):
         raise SystemExit(f"pretrained=False leaves nothing for --method={config.method}: use full")
     own = ("block_size", "causal", *CHANGEABLE)
     shape = vars(known) | {name: getattr(config, name) for name in own}
-    usual = {field.name: field.default for field in dataclasses.fields(config)}
-    typed = {name for name in vars(known) if getattr(config, name) != usual[name]}
-    ignored = [name for name in typed if getattr(config, name) != shape[name]]
-    for name in ignored:
-        print(f"{config.init_from} settles: {name}={shape[name]}")
+    for field in dataclasses.fields(ModelConfig):
+        asked, settled = getattr(config, field.name), shape[field.name]
+        if asked not in (None, field.default, settled):
+            print(f"{config.init_from} settles: {field.name}={settled}")
     shape |= {
         "vocab_size": max(known.vocab_size, tokenizer.vocab_size),
         "n_labels": len(task.labels),

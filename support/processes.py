@@ -108,8 +108,8 @@ def open_world(device="auto", dtype="auto", to_train=True):
     except KeyboardInterrupt:
         raise SystemExit("\nstopped at once") from None
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        why = f"{error.filename}: {error.strerror}"
-        raise SystemExit(f"{why}; it must be yours to read and write, or another place") from None
+        where = f"{error.filename}: {error.strerror}"
+        raise SystemExit(f"{where}; make it yours to read and write, or choose another") from None
     finally:
         if size > 1:
             dist.destroy_process_group()

@@ -60,14 +60,15 @@ def pretrained_model(config, dataset):
     config = dataclasses.replace(config, **changed)
     settled = ", ".join(f"{name}={value}" for name, value in changed.items())
     print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
-    tell_context(model.config.block_size, config.block_size)
+    tell_context(config, model)
     return config, fitted(model, model_part(config))
 
 
-def tell_context(before, now):
-    """Say so where the model will know less of a context than the one that it is made from."""
+def tell_context(config, base):
+    """Say so where the new model will look back on less than the one that it is made from."""
+    before, now = base.config.block_size, config.block_size
     if now < before:
-        print(f"its context becomes {now:,} tokens, of {before:,}; --block_size={before} keeps it")
+        print(f"block_size={now}: so far the new model looks back, {config.init_from} {before:,}")
 
 
 def check_tokenizer(stored, dataset, source):
