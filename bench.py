@@ -196,7 +196,9 @@ def train_ours(config, compile=False, fp8=False):
             backward(faster, batches, [1.0], world, scaler, [0])
             update(model, optimizers, settings, scaler)
 
-        return timed_training(step, config) | {"flops_per_token": flops_per_token(model)}
+        return timed_training(step, config) | {
+            "flops_per_token": flops_per_token(model, config.block_size)
+        }
 
 
 def learn(model, optimizer, loss):

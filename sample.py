@@ -526,7 +526,7 @@ def load_for_sampling(config, world):
 
 def held_out(checkpoint, model):
     """Some windows (B, T + 1) of what the model was validated on; None where that is not here."""
-    T = model.config.block_size
+    T = min(model.config.block_size, HELD_OUT)
     try:
         windows = Windows(open_dataset(checkpoint["data"]["dataset"]).val, T, T + 1)
     except (KeyError, SystemExit):

@@ -17,7 +17,7 @@ from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_model, model_in, refuse_added
 from support.examples import open_examples
 from support.labelling import is_chinese_word
-from support.starting_point import CHANGEABLE, check_tokenizer, model_part, tell_context
+from support.starting_point import CHANGEABLE, check_tokenizer, model_part
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
 from support.tokenizer import tokenizer_from_dict
@@ -45,7 +45,6 @@ def begin(config, resumed):
     else:
         base, tokenizer, documents = start_from(config)
         config = dataclasses.replace(config, block_size=block_size_for(config, base))
-        tell_context(config, base)
     lines = dataset = None
     if is_token_folder(config.dataset):
         dataset = open_tokens(config, tokenizer)
@@ -211,7 +210,8 @@ def make_model(config, base, task, tokenizer):
     config = dataclasses.replace(config, **shape, best_metric=metric)
     torch.manual_seed(config.seed)
     if config.pretrained:
-        model = fitted(base, model_part(config))
+        context = max(config.block_size, known.block_size)  # what it could, it still can
+        model = fitted(base, model_part(config, block_size=context))
         if config.redraw:
             redraw(model, config.redraw)
     else:

@@ -42,7 +42,7 @@ class Report:
 
     def __init__(self, config, model, world, first_step=0):
         self.config, self.world = config, world
-        self.flops_per_token = flops_per_token(model)
+        self.flops_per_token = flops_per_token(model, config.block_size)
         self.log = Path(config.out_dir) / "log.jsonl"
         self.track, self.unread = track_nothing, False
         if world.is_main:
@@ -263,15 +263,15 @@ def draw(log):
 # ---------------------------------------------------------------------------------- the plan
 
 
-def flops_per_token(model):
-    """Operations to train on one token: 6 for each weight of a matrix product, and attention's.
+def flops_per_token(model, block_size):
+    """Operations to train on a token of a window: 6 for each weight of a product, and attention's.
 
     Two for the forward pass and four for the backward pass (PaLM, arXiv:2204.02311, appendix B).
     """
     config = model.config
     weights = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
     weights += model.head.weight.numel()
-    attention = config.n_layer * config.n_head * config.head_channels * config.block_size
+    attention = config.n_layer * config.n_head * config.head_channels * block_size
     return 6 * weights + 12 * attention
 
 
@@ -297,7 +297,7 @@ def show_plan(model, config, dataset, world):
 def show_cost(model, config, dataset, world, per_step):
     """Print what the run would take, and that its settings go together."""
     tokens = config.max_iters * per_step
-    each = flops_per_token(model)
+    each = flops_per_token(model, config.block_size)
     rows = {
         "data": f"{len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate with",
         "run": f"{config.max_iters:,} steps, {tokens:,} tokens, "

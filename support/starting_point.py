@@ -27,6 +27,7 @@ def make_model(config, dataset, resumed):
         )
     shape = model_part(config, vocab_size=vocab_size)
     if resumed:
+        shape.block_size = resumed["model_config"]["block_size"]
         check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
         tell_changes(resumed["data"], dataset)
         weights = averaged(resumed) if config.eval_only else resumed["model"]
@@ -43,7 +44,10 @@ def model_part(config, **changes):
 
 
 def pretrained_model(config, dataset):
-    """(config, model) with the weights and the shape of the run or checkpoint `init_from`."""
+    """(config, model) with the weights and the shape of the run or checkpoint `init_from`.
+
+    It may be trained on shorter windows than it can look back on; it keeps its own context then.
+    """
     model, tokenizer, checkpoint = load_model(config.init_from)
     refuse_added(model, config.init_from)
     source = checkpoint["path"] if "step" not in checkpoint else config.init_from
@@ -60,15 +64,7 @@ def pretrained_model(config, dataset):
     config = dataclasses.replace(config, **changed)
     settled = ", ".join(f"{name}={value}" for name, value in changed.items())
     print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
-    tell_context(config, model)
-    return config, fitted(model, model_part(config))
-
-
-def tell_context(config, base):
-    """Say so where the new model will look back on less than the one that it is made from."""
-    before, now = base.config.block_size, config.block_size
-    if now < before:
-        print(f"block_size={now}: so far the new model looks back, {config.init_from} {before:,}")
+    return config, fitted(model, model_part(config, block_size=model.config.block_size))
 
 
 def check_tokenizer(stored, dataset, source):

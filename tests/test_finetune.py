@@ -870,3 +870,11 @@ def test_fp8_and_lora_go_together(tune):
     tune("completion", "--method=lora", "--merge", "--fp8=True")
     merged, _, _ = load_model("out/tuned/merged.pt")
     assert torch.isfinite(merged(torch.randint(256, (2, 20)))[0]).all()
+
+
+def test_a_model_keeps_its_context_however_short_the_examples(tune):
+    tune("completion", "--block_size=48", "--max_iters=1")
+    assert last()["train_config"]["block_size"] == 48
+    assert last()["model_config"]["block_size"] == 96
+    tune("completion", "--block_size=48", "--max_iters=2", "--init_from=resume")
+    assert last()["model_config"]["block_size"] == 96

@@ -239,8 +239,7 @@ def traced(monkeypatch):
     return caches
 
 
-@pytest.mark.parametrize("position", ["rope", "learned"])
-@pytest.mark.parametrize("n", [3, 20, 31, 80])  # 29 fill the context
+@pytest.mark.parametrize(("position", "n"), [("rope", 3), ("learned", 31), ("rope", 80)])
 def test_recorded_steps_write_what_single_ones_do(position, n, request):
     model = make_model(position=position)
     batches = [[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]], [[1] * 40, [2], [3, 4]]

@@ -641,11 +641,15 @@ def test_a_new_run_can_start_from_the_weights_of_another(train_tiny):
     train_tiny("--init_from=out/tiny", "--out_dir=out/second", "--n_layer=7", "--block_size=8")
     second = read_checkpoint("out/second/ckpt.pt")
     assert second["model_config"]["n_layer"] == 2  # the shape comes with the weights
-    assert second["model_config"]["block_size"] == 8  # a shorter context is cut out of a longer
+    assert second["train_config"]["block_size"] == 8  # what it was trained on is shorter,
+    assert second["model_config"]["block_size"] == 16  # not what it can look back on
     assert second["step"] == 20  # with a schedule of its own
     first_look = read_log(Path("out/second/log.jsonl"))[0]
     assert first_look["step"] == 0
     assert first_look["val_loss"] < 0.7 * old[0]["val_loss"]
+    train_tiny("--init_from=resume", "--out_dir=out/second", "--block_size=8", "--max_iters=25")
+    third = read_checkpoint("out/second/ckpt.pt")
+    assert (third["step"], third["model_config"]) == (25, second["model_config"])
 
 
 def test_weights_and_data_must_agree_on_their_tokens(train_tiny, run):
