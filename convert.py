@@ -35,7 +35,7 @@ from support.gguf_file import write_gguf
 from support.huggingface import write_model
 from support.nanogpt import to_nanogpt
 from support.tensor_files import TensorFiles
-from support.tokenizer import tokenizer_from_dict
+from support.tokenizer import GPT2_VOCAB_SIZES, tokenizer_from_dict
 from support.tokenizer_files import read_tokenizer
 from train import Progress, TrainConfig
 
@@ -197,7 +197,7 @@ def to_nanogpt_folder(config):
     dataset = contents["config"].get("dataset", "NAME")
     if saved.get("kind") == "char":
         print(f"which looks for the characters in its data/{dataset}: put meta.pkl there")
-    elif contents["model_args"]["vocab_size"] not in (50257, 50304):
+    elif contents["model_args"]["vocab_size"] not in GPT2_VOCAB_SIZES:
         print("which takes tokens for GPT-2's: the words that it shows will be wrong ones")
     if "optimizer" not in contents:
         print("it holds no state of AdamW, so nanoGPT can sample from it, but not resume it")

@@ -23,7 +23,7 @@ from support.processes import open_world
 from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
 from support.recording import RecordedStep
 from support.token_files import Windows, open_dataset
-from support.tokenizer import tiktoken_tokenizer
+from support.tokenizer import GPT2_VOCAB_SIZES, tiktoken_tokenizer
 from support.tokenizer_files import chat_template_of
 
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
@@ -413,31 +413,19 @@ def converse(model, tokenizer, config, out):
     if chat_template_of(tokenizer) is None:
         raise SystemExit("this model knows no conversations; finetune.py --task=chat teaches them")
     instruction = [{"role": "system", "content": config.system}] if config.system else []
-    try:
-        ends = [tokenizer.eot, end_of_turn(tokenizer)]
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    said = []
+    said, ends = [], [tokenizer.eot, end_of_turn(tokenizer)]
     print("type and press Enter; an empty line ends", file=sys.stderr)
     while line := read_line("> "):
         said.append({"role": "user", "content": line})
         # Where there is no room for an answer, what was said first is forgotten.
         while True:
-            prompt = asked(instruction + said, tokenizer)
+            prompt = opening(instruction + said, tokenizer)
             if len(said) < 3 or len(prompt) < model.config.block_size // 2:
                 break
             said = said[2:]
         stream = TextStream(tokenizer, config.stop, ends)
         answer = write_answer(model, stream, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
-
-
-def asked(messages, tokenizer):
-    """The tokens of a conversation that is to be answered; exits where the model knows no such."""
-    try:
-        return opening(messages, tokenizer)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
 
 
 def write_answer(model, stream, prompt, config, seed, out):
@@ -559,7 +547,7 @@ def lightened(model, config, rows_at_once, world):
 
 def assumed_tokenizer(path, model):
     """GPT-2's, which nanoGPT too assumes for tokens that came without any."""
-    if model.config.vocab_size not in (50257, 50304):
+    if model.config.vocab_size not in GPT2_VOCAB_SIZES:
         raise SystemExit(f"{path} has no tokenizer: a tokenizer.json or meta.pkl should be there")
     try:
         return tiktoken_tokenizer("gpt2")
@@ -588,7 +576,10 @@ def main():
             if not (tokenizer.chat_template or task.get("task") == "chat"):
                 print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
             sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-            converse(model, tokenizer, config, sys.stdout)
+            try:
+                converse(model, tokenizer, config, sys.stdout)
+            except ValueError as error:  # the model's template refuses what was said
+                raise SystemExit(str(error)) from None
             return
         for start in starts(config):
             try:

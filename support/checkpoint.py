@@ -220,7 +220,10 @@ def load_tokenizer_of_run(source):
 
 
 def set_aside(out_dir):
-    """Move the run that `out_dir` holds, if any, to `out_dir/previous-N`: nothing gets lost."""
+    """Move the run that `out_dir` holds, if any, to `out_dir/previous-N`: nothing gets lost.
+
+    Exits where it holds a model of Hugging Face's, which would be read instead of the new run.
+    """
     if (Path(out_dir) / "config.json").is_file():
         raise SystemExit(
             f"out_dir={out_dir} holds a model in Hugging Face's format: choose another place"

@@ -191,8 +191,9 @@ class Chat(Completion):
         return opening(line["messages"][: self.last_answer(line)], self.tokenizer)
 
     def length(self, line):
-        answer = conversation_to(line["messages"], self.last_answer(line), self.tokenizer)
-        return sum(learned for _, all_learned in answer for learned in all_learned)
+        last = self.last_answer(line)
+        ((_, learned),) = conversation_to(line["messages"], last, self.tokenizer)
+        return sum(learned)
 
     def answers(self, model, lines):
         return [without_thoughts(answer) for answer in super().answers(model, lines)]

@@ -24,6 +24,8 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # What ends a document in other people's vocabularies, the likeliest first.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
+GPT2_VOCAB_SIZES = 50257, 50304  # GPT-2's tokens, and the rows that nanoGPT rounds them up to
+
 # GPT-2's idea of a word: merges never reach from one word into the next.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 

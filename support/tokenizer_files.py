@@ -110,8 +110,7 @@ def read_tokenizer(folder):
     if (folder / "tokenizer.json").is_file():
         return huggingface_tokenizer(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        family = (folder / "config.json").is_file() and read_json(folder / "config.json")
-        if family and family.get("model_type", "gpt2") != "gpt2":
+        if settings_in(folder, "config.json").get("model_type", "gpt2") != "gpt2":
             raise ValueError(
                 "of its tokenizer there are vocab.json and merges.txt alone, which tell all there "
                 "is to know for GPT-2 only; transformers writes a tokenizer.json: "
@@ -135,9 +134,7 @@ def chat_template_in(folder):
     """How this Hugging Face folder writes a conversation, a text in Jinja; None: it does not."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
+    template = settings_in(folder).get("chat_template")
     if isinstance(template, list):  # several with names, of which one is the usual one
         template = {each.get("name"): each.get("template") for each in template}.get("default")
     return template if isinstance(template, str) else None
@@ -145,10 +142,13 @@ def chat_template_in(folder):
 
 def end_named_in(folder):
     """The text of the token that ends a text by tokenizer_config.json; None: it names none."""
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    end = read_json(folder / "tokenizer_config.json").get("eos_token")
+    end = settings_in(folder).get("eos_token")
     return end.get("content") if isinstance(end, dict) else end
+
+
+def settings_in(folder, name="tokenizer_config.json"):
+    """The content of one of a Hugging Face folder's files of settings; {} where it is not there."""
+    return read_json(folder / name) if (folder / name).is_file() else {}
 
 
 def tokenizer_from_huggingface(content):
