@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from model import ModelConfig, Transformer
-from sample import SampleConfig, generate, lightened, next_token_distribution
+from sample import Context, SampleConfig, generate, lightened, next_token_distribution
 from support.config import load_config
 from support.files import replacing
 from support.fp8 import multiplies_fp8, use_fp8
@@ -257,7 +257,8 @@ def sample_ours(config, **options):
 
         def write(n):
             prompts = [list(range(PROMPT))]
-            list(generate(model, prompts, n, greedy, VOCAB_SIZE, recorded=settings.cuda_graph))
+            context = Context(model, settings.record)
+            list(generate(model, prompts, n, greedy, VOCAB_SIZE, context=context))
 
         return timed_writing(write, config) | {"weight_bytes": weights * each}
 

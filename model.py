@@ -143,10 +143,9 @@ def causal_attention(q, k, v, mask=None, dropout=0.0):
 
 def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
     """The same function as `causal_attention` in one kernel that never stores the scores."""
-    triangle = mask is None and q.size(2) > 1  # a single query sees all there is
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, triangle, enable_gqa=q.size(1) != k.size(1)
-    )
+    triangle = bool(mask is None and q.size(2) > 1)  # a single query sees all there is
+    shared = bool(q.size(1) != k.size(1))  # (for a trace, sizes are tensors: hence bool)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, triangle, enable_gqa=shared)
 
 
 # --------------------------------------------------------------------------- n-grams, and positions
@@ -276,11 +275,11 @@ class KVCache:
     """
 
     def __init__(self, config, batch_size, device=None, dtype=None, room=None):
-        K, S, D = config.kv_heads, room or config.block_size, config.head_channels
-        shape = (config.n_layer, batch_size, K, S, D)
+        K, D, self.room = config.kv_heads, config.head_channels, room or config.block_size
+        shape = (config.n_layer, batch_size, K, self.room, D)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
-        self.tokens = torch.zeros(batch_size, S, dtype=torch.long, device=device)  # for the n-grams
+        self.tokens = torch.zeros(batch_size, self.room, dtype=torch.long, device=device)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
         self.longest = 0  # the largest of them, known without asking the device
         self.in_step = True  # whether all of them are equal
@@ -288,7 +287,7 @@ class KVCache:
 
     def n_keys(self, T):
         """How many positions are handed out once T new ones are stored: S."""
-        return self.keys.size(3) if self.static else self.longest + T
+        return self.room if self.static else self.longest + T
 
     def positions(self, T):
         """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""
@@ -296,7 +295,7 @@ class KVCache:
         return filled + torch.arange(T, device=self.lengths.device)
 
     def append_tokens(self, inputs, positions):
-        """Store tokens (B, T) at positions (B or 1, T) too; all that are then there: (B, S)."""
+        """Store tokens (B, T), for the n-grams; all that are then there: (B, S)."""
         self.tokens.scatter_(1, positions.expand(inputs.shape), inputs)
         return self.tokens[:, : self.n_keys(inputs.size(1))]
 
@@ -323,6 +322,15 @@ class KVCache:
         self.lengths.copy_(torch.as_tensor(lengths))
         shortest, self.longest = map(int, self.lengths.aminmax())
         self.in_step = shortest == self.longest
+
+
+    def copy_from(self, other):
+        """Take over what another cache for as many rows holds."""
+        S = other.longest
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, :, :, :S] = theirs[:, :, :, :S]
+        self.tokens[:, :S] = other.tokens[:, :S]
+        self.truncate(other.lengths)
 
 
 class CausalSelfAttention(nn.Module):

@@ -21,7 +21,7 @@ from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
 from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
-from support.recording import RecordedStep
+from support.recording import recorded_step
 from support.token_files import Windows, open_dataset
 from support.tokenizer import GPT2_VOCAB_SIZES, tiktoken_tokenizer
 from support.tokenizer_files import chat_template_of
@@ -29,6 +29,7 @@ from support.tokenizer_files import chat_template_of
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
 FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
 RANKED_AT_FIRST = 1024  # tokens that top_p mostly gets by with; to sort all takes far longer
+WORTH_RECORDING = 64  # tokens: to record a step takes as long as it then saves in some 30
 LONGEST_MATCH = 3  # of its last so many tokens a text is searched for an earlier occurrence
 HELD_OUT = 2048  # tokens on which it is measured what lighter weights cost
 SEPARATOR = "---------------"
@@ -56,7 +57,7 @@ class SampleConfig:
     speculate: int = 0  # guess so many tokens at a time from the text; it stays as good
     stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
     until_eot: bool = True  # stop where the model ends the document
-    cuda_graph: bool = True  # launch all that a GPU does for a token at once
+    record: bool = True  # record what is done for a token, and replay it without Python
     seed: int = 1337  # the same seed gives the same text
     device: str = "auto"  # cuda, cuda:1, mps or cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
@@ -106,25 +107,6 @@ def next_token_distribution(
     return kept / kept.sum(dim=1, keepdim=True)
 
 
-def empty_cache(model, n_rows, room):
-    """A cache for so many rows of a text, with room for so many positions."""
-    weight = model.token_embedding.weight
-    return KVCache(model.config, n_rows, weight.device, weight.dtype, room)
-
-
-def prefill(model, rows, cache):
-    """What may follow each row of tokens: logits (B, V). The cache then holds the rows alone."""
-    cache.truncate(0)
-    device = cache.lengths.device
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.tensor(row)
-    logits, _ = model(padded.to(device), cache=cache, at=lengths[:, None] - 1)
-    cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
-    return logits[:, 0]
-
-
 def draw(probabilities, generator):
     """One token for each row (B, V): (B, 1), where a random height meets the rising sums."""
     sums = probabilities.cumsum(dim=1)
@@ -149,33 +131,90 @@ def last_half(row, block_size):
     return row[-max(1, block_size // 2) :] if len(row) > block_size else row
 
 
-def one_step(model, cache, recorded=False):
-    """A function from the newest token of each row (B, 1) to the logits (B, V) of the next one."""
-    if recorded and cache.lengths.is_cuda:
+class Context:
+    """What a model has read of the texts that it writes, one in each row, and how it reads on.
+
+    What the next texts have in common with these, as the turns of a conversation have, is not read
+    again. recorded: Python is left out where one token is read after another.
+    """
+
+    def __init__(self, model, recorded=False):
+        self.model, self.recorded = model, recorded
+        self.rows, self.cache, self.step = [], None, None
+
+    def read(self, rows, room):
+        """What may follow each row of tokens: logits (B, V).
+
+        The rows are kept: what is read later must be appended to them. They may then have up to
+        `room` tokens.
+        """
+        if len(rows) != len(self.rows) or room > self.cache.room:
+            self.make_cache(len(rows), room)
+        cache, was_in_step = self.cache, self.cache.in_step
+        known = min(map(in_common, self.rows, rows), default=0)
+        known = min(known, int(cache.lengths.min()))
+        self.rows = rows
+        cache.truncate(known)
+        lengths = torch.tensor([len(row) for row in rows], device=cache.lengths.device)
+        padded = torch.zeros(len(rows), max(map(len, rows)) - known, dtype=torch.long)
+        for i, row in enumerate(rows):
+            padded[i, : len(row) - known] = torch.tensor(row[known:])
+        at = lengths[:, None] - known - 1
+        logits, _ = self.model(padded.to(at.device), cache=cache, at=at)
+        cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
+        if cache.in_step != was_in_step:
+            self.step = None  # it was recorded for the other case
+        return logits[:, 0]
+
+    def make_cache(self, n_rows, room):
+        """A cache for so many rows; instead of a smaller one for them, at least twice as large."""
+        weight, config, old = self.model.token_embedding.weight, self.model.config, self.cache
+        if n_rows != len(self.rows):
+            self.rows, old = [], None
+        room = min(config.block_size, max(room, 2 * old.room if old else 0))
+        self.cache, self.step = KVCache(config, n_rows, weight.device, weight.dtype, room), None
+        if old:
+            self.cache.copy_from(old)
+
+    @property
+    def full(self):
+        return self.cache.longest == self.model.config.block_size
+
+    def read_on(self, tokens):
+        """What may follow the newest token of each row (B, 1): logits (B, V)."""
+        if self.recorded and self.step is None and self.cache.longest + 2 <= self.cache.room:
+            self.record()
+        return self.step(tokens) if self.step else self.model(tokens, cache=self.cache)[0][:, -1]
+
+    def record(self):
         try:
-            return RecordedStep(model, cache)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            print(f"cuda_graph: not possible here ({reason})", file=sys.stderr)
-    return lambda tokens: model(tokens, cache=cache)[0][:, -1]
+            self.step = recorded_step(self.model, self.cache)
+        except (RuntimeError, TypeError) as error:
+            self.recorded, reason = False, str(error).partition("\n")[0]
+            print(f"record: not possible here ({reason})", file=sys.stderr)
+
+
+def in_common(old, new):
+    """How many tokens two rows begin with alike, of which at least one of `new` is not one."""
+    n = min(len(old), len(new) - 1)
+    return next((i for i in range(n) if old[i] != new[i]), n)
 
 
 @torch.inference_mode()
 def generate(
-    model, prompts, max_new_tokens, distribution, vocab_size, generator=None, recorded=False
+    model, prompts, max_new_tokens, distribution, vocab_size, generator=None, context=None
 ):
     """Yield the next tokens, one for each prompt, `max_new_tokens` times: lists of B ids.
 
     prompts are lists of tokens, of any lengths; distribution(logits, seen) gives the probabilities
     to draw from; vocab_size the number of tokens that exist, where the model has rows to spare;
-    recorded makes each step a CUDA graph, on a GPU.
+    context the Context of earlier texts, to go on in.
     A context that is full goes on from its last half: positions beyond block_size do not exist.
     """
-    block_size = model.config.block_size
+    context, block_size = context or Context(model), model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
     room = min(block_size, max(map(len, rows)) + max_new_tokens)
-    cache, step = empty_cache(model, len(rows), room), None
-    logits = prefill(model, rows, cache)
+    logits = context.read(rows, room)
     seen = marked(rows, vocab_size, logits.device)
     for i in range(max_new_tokens):
         probabilities = distribution(logits[:, :vocab_size], seen)
@@ -186,12 +225,11 @@ def generate(
             row.append(token)
         if i + 1 == max_new_tokens:
             break
-        if cache.longest == block_size:
+        if context.full:
             rows = [last_half(row, block_size) for row in rows]
-            logits = prefill(model, rows, cache)
+            logits = context.read(rows, room)
         else:
-            step = step or one_step(model, cache, recorded)
-            logits = step(tokens)
+            logits = context.read_on(tokens)
 
 
 # ---------------------------------------------------------- several tokens for one reading
@@ -232,7 +270,14 @@ def settled(guesses, logits, seen, distribution, generator):
 
 @torch.inference_mode()
 def generate_with_guesses(
-    model, prompts, max_new_tokens, distribution, vocab_size, generator=None, n_guesses=4
+    model,
+    prompts,
+    max_new_tokens,
+    distribution,
+    vocab_size,
+    generator=None,
+    context=None,
+    n_guesses=4,
 ):
     """What `generate` yields, in fewer passes where the text repeats itself.
 
@@ -240,12 +285,11 @@ def generate_with_guesses(
     row may run ahead of the others. At temperature 0 the text is that of `generate`, as far as the
     products of one row and of several are rounded alike.
     """
-    block_size = model.config.block_size
+    context, block_size = context or Context(model), model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
     waiting = [[] for _ in rows]  # tokens that are certain and not yet yielded
     room = min(block_size, max(map(len, rows)) + max_new_tokens + n_guesses)
-    cache = empty_cache(model, len(rows), room)
-    logits, guesses = prefill(model, rows, cache)[:, None], [[] for _ in rows]
+    logits, guesses = context.read(rows, room)[:, None], [[] for _ in rows]
     seen = marked(rows, vocab_size, logits.device)
     made = 0
     while True:
@@ -256,21 +300,21 @@ def generate_with_guesses(
             tokens = settled(guesses[i], scores, seen[i : i + 1], distribution, generator)
             row += tokens
             waiting[i] += tokens
-        cache.truncate([len(row) - 1 for row in rows])  # the last token is still to be read
+        context.cache.truncate([len(row) - 1 for row in rows])  # the last token is still to be read
         while all(waiting):
             yield [tokens.pop(0) for tokens in waiting]
             made += 1
             if made == max_new_tokens:
                 return
-        if cache.longest == block_size:
+        if context.full:
             rows = [last_half(row, block_size) for row in rows]
-            logits, guesses = prefill(model, rows, cache)[:, None], [[] for _ in rows]
+            logits, guesses = context.read(rows, room)[:, None], [[] for _ in rows]
         else:
-            n = min(n_guesses, room - cache.longest - 1)
+            n = min(n_guesses, room - context.cache.longest - 1)
             guesses = [looked_up(row, n) for row in rows]
             T = 1 + max(map(len, guesses))
             inputs = [[row[-1], *g, *[0] * (T - 1 - len(g))] for row, g in zip(rows, guesses)]
-            logits, _ = model(torch.tensor(inputs, device=seen.device), cache=cache)
+            logits, _ = model(torch.tensor(inputs, device=seen.device), cache=context.cache)
 
 
 class TextStream:
@@ -362,8 +406,14 @@ def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8, min
     return text + stream.finish()
 
 
-def steps_of(model, tokenizer, prompts, config, seed):
+def new_context(model, config):
+    """A Context for the texts that a config asks for."""
+    return Context(model, config.record and config.max_new_tokens >= WORTH_RECORDING)
+
+
+def steps_of(context, tokenizer, prompts, config, seed):
     """The generator of next tokens, one for each prompt, that a config asks for."""
+    model = context.model
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
     distribution = partial(
         next_token_distribution,
@@ -373,15 +423,14 @@ def steps_of(model, tokenizer, prompts, config, seed):
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
     )
-    make = partial(generate, recorded=config.cuda_graph)
+    make = generate
     if config.speculate:
         make = partial(generate_with_guesses, n_guesses=config.speculate)
-    return make(
-        model, prompts, config.max_new_tokens, distribution, tokenizer.vocab_size, generator
-    )
+    n, size = config.max_new_tokens, tokenizer.vocab_size
+    return make(model, prompts, n, distribution, size, generator, context)
 
 
-def write_samples(model, tokenizer, start, prompt, config, out):
+def write_samples(context, tokenizer, start, prompt, config, out):
     """Write `num_samples` continuations of `start`: the first while it is made, then the others.
 
     prompt is `start` in tokens. Returns the number of tokens made.
@@ -390,7 +439,7 @@ def write_samples(model, tokenizer, start, prompt, config, out):
     streams = [TextStream(tokenizer, config.stop, ends) for _ in range(config.num_samples)]
     texts, made, written = [start for _ in streams], 0, 0
     prompts = [prompt] * config.num_samples
-    for tokens in steps_of(model, tokenizer, prompts, config, config.seed):
+    for tokens in steps_of(context, tokenizer, prompts, config, config.seed):
         made += sum(not stream.ended for stream in streams)
         texts = [text + stream.push(token) for text, stream, token in zip(texts, streams, tokens)]
         out.write(texts[0][written:])
@@ -413,7 +462,7 @@ def converse(model, tokenizer, config, out):
     if chat_template_of(tokenizer) is None:
         raise SystemExit("this model knows no conversations; finetune.py --task=chat teaches them")
     instruction = [{"role": "system", "content": config.system}] if config.system else []
-    said, ends = [], [tokenizer.eot, end_of_turn(tokenizer)]
+    context, said, ends = new_context(model, config), [], [tokenizer.eot, end_of_turn(tokenizer)]
     print("type and press Enter; an empty line ends", file=sys.stderr)
     while line := read_line("> "):
         said.append({"role": "user", "content": line})
@@ -424,14 +473,14 @@ def converse(model, tokenizer, config, out):
                 break
             said = said[2:]
         stream = TextStream(tokenizer, config.stop, ends)
-        answer = write_answer(model, stream, prompt, config, config.seed + len(said), out)
+        answer = write_answer(context, stream, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
 
 
-def write_answer(model, stream, prompt, config, seed, out):
+def write_answer(context, stream, prompt, config, seed, out):
     """The assistant's answer to a prompt in tokens, written while it is made, as text."""
     text = ""
-    for tokens in steps_of(model, stream.tokenizer, [prompt], config, seed):
+    for tokens in steps_of(context, stream.tokenizer, [prompt], config, seed):
         part = stream.push(tokens[0])
         out.write(part)
         out.flush()
@@ -581,6 +630,7 @@ def main():
             except ValueError as error:  # the model's template refuses what was said
                 raise SystemExit(str(error)) from None
             return
+        context = new_context(model, config)
         for start in starts(config):
             try:
                 if model.config.n_labels:
@@ -589,7 +639,7 @@ def main():
                 start += LABEL if task.get("generative") else ""  # it was taught to write one
                 prompt = first_tokens(tokenizer, start, documents)
                 begun = time.perf_counter()
-                made = write_samples(model, tokenizer, start, prompt, config, sys.stdout)
+                made = write_samples(context, tokenizer, start, prompt, config, sys.stdout)
                 seconds = time.perf_counter() - begun
                 print(f"{made:,} tokens, {made / seconds:,.0f} tokens/s", file=sys.stderr)
             except SystemExit as error:

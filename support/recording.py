@@ -1,51 +1,112 @@
-"""One launch for all that a GPU does for a token.
+"""All that is done for a token, without Python between one kernel and the next.
 
-Most of its kernels are done sooner than Python can launch the next one.
+Most of these kernels end sooner than Python can start another one.
 """
 
+import warnings
+
 import torch
+from torch import nn
+
+ROUNDING = 0.05  # a replay may differ from the model by this share, where it takes other kernels
+
+
+def recorded_step(model, cache):
+    """`model` reading one more token of each row, recorded as the cache's device can: RecordedStep.
+
+    Raises RuntimeError where that is not possible.
+    """
+    return (CudaGraph if cache.lengths.is_cuda else Trace)(model, cache)
 
 
 class RecordedStep:
-    """`model` reading one more token of each row, recorded as a CUDA graph and replayed.
+    """`model` reading one more token of each row, recorded once and then replayed.
 
-    What is recorded are kernels and the memory that they work on, nothing of Python: shapes must
-    stay as they are, so the cache hands out all its room each time, and every number that changes
-    must lie on the device, as the cache's lengths do.
+    What is recorded are kernels and the tensors that they work on, nothing of Python, whose numbers
+    and decisions stay as they are now: whatever changes must be in a tensor, as the cache's lengths
+    are. So a replay is compared with the model, one token later than it was recorded.
     """
 
     def __init__(self, model, cache):
         self.model, self.cache = model, cache
         self.tokens = torch.zeros_like(cache.lengths)[:, None]  # (B, 1)
         lengths = cache.lengths.clone()
-        cache.static, cache.in_step = True, False
         try:
-            self.record(lengths)
+            self.record()
+            self.compare(lengths + 1)
         finally:
-            cache.static = False
             cache.truncate(lengths)
 
-    def record(self, lengths):
-        """Run the step a few times, so that all that is made once is there; then record it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.step()
-                self.cache.lengths.copy_(lengths)
-                self.cache.longest -= 1
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.logits = self.step()
-        self.replay = graph.replay
+    def step(self, tokens):
+        return self.model(tokens, cache=self.cache)[0][:, -1]  # (B, V)
 
-    def step(self):
-        return self.model(self.tokens, cache=self.cache)[0][:, -1]  # (B, V)
+    def compare(self, lengths):
+        """Raise RuntimeError where a replay says something else than the model."""
+        self.cache.truncate(lengths)
+        expected = self.step(self.tokens)
+        self.cache.truncate(lengths)
+        if not (self(self.tokens) - expected).norm() <= ROUNDING * expected.norm():
+            raise RuntimeError("a replay says something else than the model")
 
     def __call__(self, tokens):
-        """What may follow tokens (B, 1): logits (B, V), which the next call overwrites."""
-        self.tokens.copy_(tokens)
-        self.replay()
+        """What may follow tokens (B, 1): logits (B, V), which the next call may overwrite."""
+        logits = self.replay(tokens)
         self.cache.longest += 1
+        return logits
+
+
+class CudaGraph(RecordedStep):
+    """On a GPU: one launch for all. Shapes stay as they are: the cache hands out all its room."""
+
+    def record(self):
+        """Run the step a few times, so that all that is made once is there; then record it."""
+        cache, lengths = self.cache, self.cache.lengths.clone()
+        cache.static, cache.in_step = True, False
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self.step(self.tokens)
+                    cache.lengths.copy_(lengths)
+                    cache.longest -= 1
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits = self.step(self.tokens)
+        finally:
+            cache.static = False
+
+    def replay(self, tokens):
+        self.tokens.copy_(tokens)
+        self.graph.replay()
         return self.logits
+
+
+class Trace(RecordedStep):
+    """On a CPU: a list of kernels (TorchScript), which no Python goes through."""
+
+    def record(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is to be removed one day; that sizes stay is meant
+            self.replay = torch.jit.trace(Traceable(self), self.tokens, check_trace=False)
+
+
+class Traceable(nn.Module):
+    """The step of a Trace, with all tensors under a name, as tracing wants it."""
+
+    def __init__(self, trace):
+        super().__init__()
+        self.trace = trace
+        model, cache = trace.model, trace.cache
+        tensors = cache.keys, cache.values, cache.tokens, cache.lengths
+        for i, tensor in enumerate((*tensors, *model.parameters(), *model.buffers())):
+            self.register_buffer(f"tensor{i}", tensor)
+        values = (value for module in model.modules() for value in vars(module).values())
+        for i, packed in enumerate(v for v in values if isinstance(v, torch.ScriptObject)):
+            setattr(self, f"packed{i}", packed)
+
+    def forward(self, tokens):
+        cache = self.trace.cache
+        cache.longest = cache.lengths.max()  # a number would stay what it is now
+        return self.trace.step(tokens)

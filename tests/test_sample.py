@@ -8,7 +8,6 @@ import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import sample
 from model import KVCache, ModelConfig, Transformer
 from sample import (
+    Context,
     SampleConfig,
     TextStream,
     draw,
@@ -28,8 +28,8 @@ from sample import (
 )
 from support.config import load_config
 from support.processes import open_world
-from support.quantize import HalfLinear
-from support.recording import RecordedStep
+from support.quantize import HalfLinear, Int8Linear, replace_linears
+from support.recording import CudaGraph, Trace
 from support.tokenizer import byte_tokenizer
 from tests.conftest import REPOSITORY, TINY
 
@@ -204,73 +204,159 @@ def test_scores_that_are_not_numbers_end_with_a_message():
         draw(torch.tensor([[0.5, float("nan")]]), None)
 
 
+# --------------------------------------------------------------------- one text after another
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many positions models have read in each pass."""
+    widths, forward = [], Transformer.forward
+
+    def counting(model, inputs, *args, **options):
+        widths.append(inputs.size(1))
+        return forward(model, inputs, *args, **options)
+
+    monkeypatch.setattr(Transformer, "forward", counting)
+    return widths
+
+
+@pytest.mark.parametrize("make", [generate, partial(generate_with_guesses, n_guesses=3)])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_what_two_prompts_have_in_common_is_read_once(position, make, counted):
+    model = make_model(position=position, block_size=64)
+    context = Context(model)
+    answer = [t for (t,) in make(model, [[1, 2, 3, 4, 5]], 6, GREEDY, 50, context=context)]
+    for later in ([6, 7], [8]):  # a turn of a conversation, and another one in its place
+        prompt = [1, 2, 3, 4, 5, *answer[:-1], *later]
+        counted.clear()
+        made = [t for (t,) in make(model, [prompt], 12, GREEDY, 50, context=context)]
+        assert counted[0] == len(later)
+        assert made == continuation(model, [prompt], 12)[0]
+
+
+def test_another_number_of_prompts_and_a_longer_text_find_room():
+    model = make_model(block_size=64)
+    context = Context(model)
+    for prompts, n in (([[1, 2]], 3), ([[1, 2], [3]], 3), ([[1, 2], [1]], 9), ([[1, 2], [1]], 60)):
+        together = list(generate(model, prompts, n, GREEDY, 50, context=context))
+        assert [list(row) for row in zip(*together)] == continuation(model, prompts, n)
+
+
+def test_a_text_that_was_left_in_the_middle_can_be_gone_on_with():
+    model = make_model(block_size=64)
+    context = Context(model, recorded=True)
+    steps = generate(model, [[1, 2]], 50, GREEDY, 50, context=context)
+    begun = [next(steps)[0] for _ in range(5)]
+    steps.close()
+    step, prompt = context.step, [1, 2, *begun, 9]
+    made = [t for (t,) in generate(model, [prompt], 20, GREEDY, 50, context=context)]
+    assert made == continuation(model, [prompt], 20)[0]
+    assert context.step is step  # nothing is recorded twice
+
+
 # ------------------------------------------------------------------------------ recorded steps
 
 
-class TracedStep(RecordedStep):
-    """A step recorded on a CPU: like a CUDA graph, a trace knows tensors, and nothing of Python."""
+class StandIn(CudaGraph):
+    """What a CUDA graph does, on a CPU: a trace of static shapes, which knows nothing of Python."""
 
     STATE = "keys", "values", "tokens", "lengths"
 
-    def record(self, lengths):
+    def record(self):
         cache = self.cache
         real = {name: getattr(cache, name) for name in self.STATE}
 
         def step(tokens, state):
-            self.tokens, before = tokens, self.tokens
             vars(cache).update(state)
-            logits = self.step()
-            self.tokens = before
+            logits = self.step(tokens)
             vars(cache).update(real)
             return logits
 
+        cache.static, cache.in_step = True, False
         graph = make_fx(step)(self.tokens, real)
-        self.logits = torch.empty(0)
-        self.replay = lambda: self.logits.set_(graph(self.tokens, real))
+        cache.static = False
+        self.replay = lambda tokens: graph(tokens, real)
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """Steps are traced where a GPU would record them; a list of the caches that they were for."""
-    caches = []
-    monkeypatch.setattr(
-        sample, "one_step", lambda model, cache, _: caches.append(cache) or TracedStep(model, cache)
-    )
-    return caches
+@pytest.fixture(params=[StandIn, Trace])
+def recorded(request, monkeypatch):
+    """As `continuation`, recorded step by step; with a list of what was recorded."""
+    steps = []
+
+    def record(model, cache):
+        steps.append(request.param(model, cache))
+        return steps[-1]
+
+    monkeypatch.setattr(sample, "recorded_step", record)
+
+    def write(model, prompts, n):
+        context = Context(model, recorded=True)
+        rows = list(generate(model, prompts, n, GREEDY, 50, context=context))
+        return [list(row) for row in zip(*rows)]
+
+    return write, steps
 
 
 @pytest.mark.parametrize(("position", "n"), [("rope", 3), ("learned", 31), ("rope", 80)])
-def test_recorded_steps_write_what_single_ones_do(position, n, request):
+def test_recorded_steps_write_what_single_ones_do(position, n, recorded):
     model = make_model(position=position)
+    write, steps = recorded
     batches = [[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]], [[1] * 40, [2], [3, 4]]
-    expected = [continuation(model, prompts, n) for prompts in batches]
-    caches = request.getfixturevalue("traced")
-    assert [continuation(model, prompts, n) for prompts in batches] == expected
-    assert len(caches) == 3  # each was recorded once, however often its context was full
+    for prompts in batches:
+        assert write(model, prompts, n) == continuation(model, prompts, n)
+    assert len(steps) == 3  # each was recorded once, however often its context was full
 
 
-def test_n_grams_and_shared_keys_can_be_recorded(request):
+@pytest.mark.parametrize("fused", [True, False])
+def test_n_grams_and_shared_keys_can_be_recorded(fused, recorded):
     torch.manual_seed(0)
     shape = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=16, position="rope", qk_norm=True)
-    model = Transformer(ModelConfig(50, 32, ngrams=3, ngram_rows=64, **shape)).eval()
+    config = ModelConfig(50, 32, ngrams=3, ngram_rows=64, fused_attention=fused, **shape)
+    model = Transformer(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    prompts = [[1, 2, 3], [4, 5]]
-    expected = continuation(model, prompts, 50)
-    request.getfixturevalue("traced")
-    assert continuation(model, prompts, 50) == expected
+    write, steps = recorded
+    for prompts in ([[1, 2, 3], [4, 5]], [[6, 7]]):
+        assert write(model, prompts, 50) == continuation(model, prompts, 50)
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("Light", [HalfLinear, Int8Linear])
+def test_lighter_weights_can_be_recorded(Light):
+    model = replace_linears(make_model(), Light)
+    steps = generate(model, [[1, 2]], 30, GREEDY, 50, context=(context := Context(model, True)))
+    assert [token for (token,) in steps] == continuation(model, [[1, 2]], 30)[0]
+    assert isinstance(context.step, Trace)
+
+
+class CountingInPython(Transformer):
+    """A reader's idea that a replay would get wrong: a number that changes, outside of a tensor."""
+
+    def forward(self, inputs, cache=None, **more):
+        n = int(cache.longest)
+        logits, _ = super().forward(inputs, cache=cache, **more)
+        return logits.roll(n, -1), None
+
+
+def test_a_replay_that_differs_from_the_model_is_not_used(capsys):
+    torch.manual_seed(0)
+    model = CountingInPython(make_model().config).eval()
+    context = Context(model, recorded=True)
+    tokens = list(generate(model, [[1, 2]], 20, GREEDY, 50, context=context))
+    assert tokens == [[token] for token in continuation(model, [[1, 2]], 20)[0]]
+    assert "a replay says something else than the model" in capsys.readouterr().err
 
 
 def test_what_cannot_be_recorded_is_told_and_done_step_by_step(monkeypatch, capsys):
     def fail(model, cache):
         raise RuntimeError("operation not permitted\nmore that nobody reads")
 
-    monkeypatch.setattr(sample, "RecordedStep", fail)
-    cache = sample.empty_cache(make_model(), 1, 4)
-    cache.lengths = SimpleNamespace(is_cuda=True)
-    assert not isinstance(sample.one_step(make_model(), cache, recorded=True), RecordedStep)
-    assert capsys.readouterr().err == "cuda_graph: not possible here (operation not permitted)\n"
+    monkeypatch.setattr(sample, "recorded_step", fail)
+    model = make_model()
+    tokens = list(generate(model, [[1]], 9, GREEDY, 50, context=Context(model, recorded=True)))
+    assert tokens == [[token] for token in continuation(model, [[1]], 9)[0]]
+    assert capsys.readouterr().err == "record: not possible here (operation not permitted)\n"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -278,7 +364,7 @@ def test_a_gpu_writes_the_same_from_a_graph():
     model = make_model().cuda()
     for prompts in ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]]):
         alone, graph = (
-            list(generate(model, prompts, 60, GREEDY, 50, recorded=recorded))
+            list(generate(model, prompts, 60, GREEDY, 50, context=Context(model, recorded)))
             for recorded in (False, True)
         )
         assert graph == alone
@@ -289,7 +375,9 @@ def test_a_gpu_writes_the_same_from_a_graph():
 
 def guessed(model, prompts, n, distribution=GREEDY, seed=0, n_guesses=4):
     generator = torch.Generator().manual_seed(seed)
-    steps = generate_with_guesses(model, prompts, n, distribution, 50, generator, n_guesses)
+    steps = generate_with_guesses(
+        model, prompts, n, distribution, 50, generator, n_guesses=n_guesses
+    )
     return [list(row) for row in zip(*steps)]
 
 
@@ -443,7 +531,9 @@ def test_the_first_sample_is_written_while_it_is_made(trained):
 
     out = Watched()
     config = sample.SampleConfig(num_samples=2, max_new_tokens=12, until_eot=False)
-    made = sample.write_samples(model, tokenizer, "a", tokenizer.encode("a").tolist(), config, out)
+    made = sample.write_samples(
+        Context(model), tokenizer, "a", tokenizer.encode("a").tolist(), config, out
+    )
     assert made == 24
     assert out.flushed >= 12
 
