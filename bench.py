@@ -25,11 +25,12 @@ import torch
 import tyro
 
 from model import ModelConfig, Transformer
-from sample import Context, SampleConfig, generate, lightened, next_token_distribution
+from sample import Context, SampleConfig, generate, next_token_distribution
 from support.config import load_config
 from support.files import replacing
 from support.fp8 import multiplies_fp8, use_fp8
 from support.processes import compiled, open_world, pick_device, pick_dtype
+from support.quantize import lightened
 from support.report import flops_per_token
 from train import TrainConfig, backward, make_optimizers, update
 
@@ -93,9 +94,9 @@ def wait_for_device():
         torch.cuda.synchronize()
 
 
-def peak_memory():
+def peak_memory(device):
     """The most bytes that this process has held: of the GPU's memory, or of its own."""
-    if torch.cuda.is_available():
+    if pick_device(device).type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
         import resource
@@ -175,7 +176,7 @@ def timed_training(step, config):
     tokens = config.steps * config.batch_size * config.block_size
     return {
         "tokens_per_second": tokens / (time.perf_counter() - begun),
-        "peak_bytes": peak_memory(),
+        "peak_bytes": peak_memory(config.device),
     }
 
 
@@ -276,7 +277,7 @@ def timed_writing(write, config):
     return {
         "tokens_per_second": config.tokens / seconds[config.tokens],
         "first_token_seconds": seconds[1],
-        "peak_bytes": peak_memory(),
+        "peak_bytes": peak_memory(config.device),
     }
 
 
@@ -454,7 +455,7 @@ def summary(rounds):
     return {
         metric: (statistics.median(values), min(values), max(values))
         for metric in rounds[0]
-        if (values := [numbers[metric] for numbers in rounds])
+        for values in [[numbers[metric] for numbers in rounds]]
     }
 
 
@@ -522,8 +523,8 @@ def main():
             if numbers:
                 rounds[name].append(numbers)
     results = {name: summary(numbers) for name, numbers in rounds.items() if numbers}
-    if not results:
-        raise SystemExit("no contestant could be measured")
+    if "ours" not in results:
+        raise SystemExit("ours could not be measured, with which the others are compared")
     show(results)
     best = {limit: max(round[limit] for round in limits) for limit in limits[0]}
     show_ceiling(best, results)

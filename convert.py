@@ -16,7 +16,6 @@ import torch
 import tyro
 from safetensors import SafetensorError
 
-from sample import token_before
 from support.checkpoint import (
     BEST,
     LAST,
@@ -36,7 +35,7 @@ from support.huggingface import write_model
 from support.nanogpt import to_nanogpt
 from support.tensor_files import TensorFiles
 from support.tokenizer import GPT2_VOCAB_SIZES, tokenizer_from_dict
-from support.tokenizer_files import read_tokenizer
+from support.tokenizer_files import read_tokenizer, token_before
 from train import Progress, TrainConfig
 
 COLUMNS = 80
@@ -73,7 +72,7 @@ class ConvertConfig:
             raise ValueError(f"out={self.out} needs a format: --to={', '.join(FORMATS)}")
         if self.dtype == "q8_0" and self.to != "gguf":
             raise ValueError("dtype=q8_0 is for --to=gguf alone")
-        if self.dtype != "auto" and self.to in ("nanogpt", "shiftgpt"):
+        if self.dtype != "auto" and self.to not in ("hf", "gguf"):
             raise ValueError(f"dtype={self.dtype} is for --to=hf and --to=gguf: leave it out")
 
 

@@ -1,7 +1,7 @@
 """Teach a trained model a task by examples: `python finetune.py config/finetune_mood.py`.
 
-An example becomes inputs and targets as in training, but that a target is -1 wherever nothing is to
-be learned: in a question, in what the user of a chat says (support/tasks.py).
+An example becomes inputs and targets as in training, except that a target is -1 wherever nothing is
+to be learned: in a question, in what the user of a chat says (support/tasks.py).
 
     inputs     Who   lost   it   ?   Answer   :     Mei
     targets    -1    -1     -1   -1  -1       Mei   <|endoftext|>
@@ -31,7 +31,6 @@ from support.checkpoint import (
     merged_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    set_aside,
 )
 from support.config import show_config, typed_options
 from support.distillation import load_teacher, taught_by
@@ -48,6 +47,7 @@ from train import (
     TrainConfig,
     check_shares,
     evaluation,
+    make_room,
     read_config,
     train,
     training_batches,
@@ -55,6 +55,8 @@ from train import (
 )
 
 QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # where no task is named
+# What does nothing to a folder of tokens, which has neither fields nor words nor examples.
+EXAMPLES_ALONE = "format fields val_fraction long pack word_deletion word_swap token_shift"
 NOTHING = Example([0], [IGNORED])  # stands for examples that random changes left without a target
 
 
@@ -66,7 +68,7 @@ class FinetuneConfig(TrainConfig):
     init_from: str = "out/stories"  # a run, a checkpoint, a Hugging Face folder or name; or resume
     out_dir: str = "out/finetuned"  # checkpoints, log, and test.json with predictions.jsonl
     pretrained: bool = True  # False: the same shape with drawn weights; what was pretraining worth?
-    redraw: tuple[Literal["attention", "mlp"], ...] = ()  # of each block, what starts anew anyhow
+    redraw: tuple[Literal["attention", "mlp"], ...] = ()  # parts of each block to draw anew
     # on which examples
     task: Literal[tuple(TASKS)] = "completion"  # what is learned of an example (support/tasks.py)
     dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; or of tokens
@@ -81,7 +83,7 @@ class FinetuneConfig(TrainConfig):
     token_shift: float = 0.0  # share overwritten by the word before, as if the text had shifted
     # what is trained
     method: Literal["full", "last", "head", "lora", "adapter", "prefix"] = "full"  # adapters.py
-    last_blocks: int = 1  # last: so many
+    last_blocks: int = 1  # last: how many blocks
     lora_rank: int = 8  # lora: the width of the detour around a matrix
     lora_alpha: float = 16.0  # lora: its strength is this / lora_rank
     lora_dropout: float = 0.0  # lora: share of its inputs zeroed
@@ -96,7 +98,7 @@ class FinetuneConfig(TrainConfig):
     # how; as in train.py, with defaults for a model that knows a language already
     block_size: int | None = None  # context; None: the model's
     batch_size: int = 8  # examples at a time
-    gradient_accumulation_steps: int = 1  # so many times before an update
+    gradient_accumulation_steps: int = 1  # batches in an update
     epochs: float = 3.0  # times through the examples
     max_iters: int | None = None  # updates, instead of epochs; None: what the epochs take
     learning_rate: float = 5e-5  # for a large model; lora likes 2e-4, a very small model 1e-2
@@ -238,7 +240,8 @@ def judge(task, lines, model, faster, config, world):
     examples.sort(key=lambda example: len(example.inputs))
     total, count = 0.0, 0
     for first in range(0, len(examples), config.batch_size):
-        batch = batch_of(examples[first : first + config.batch_size], mask=not config.causal)
+        some = examples[first : first + config.batch_size]
+        batch = batch_of(some, hide_padding=not config.causal)
         n = int((batch["targets"] != IGNORED).sum())
         with world.precision():
             _, loss = faster(**world.place(batch))
@@ -273,9 +276,10 @@ def shown(answer):
 
 def with_steps(config, n):
     """The config with the number of updates that its epochs of `n` examples take."""
+    if config.max_iters is not None:
+        return config
     per_step = config.batch_size * config.gradient_accumulation_steps
-    steps = max(1, round(config.epochs * n / per_step))
-    return config if config.max_iters is not None else dataclasses.replace(config, max_iters=steps)
+    return dataclasses.replace(config, max_iters=max(1, round(config.epochs * n / per_step)))
 
 
 def show_examples(task, lines, examples, told, config):
@@ -334,7 +338,7 @@ def test(task, lines, model, config, world):
 
 
 def table(rows):
-    """Numbers for people, {who: {what: number}}: a line for each what, the first who in front."""
+    """A table of {who: {what: number}}: a line for each what, a column for each who."""
     first, *others = rows
     heads = [first, *(f"({i})" for i in range(1, len(rows)))]
     lines = [" " * 18 + "".join(f"{head:>12}" for head in heads)]
@@ -353,7 +357,7 @@ def read_finetune_config():
     """What `train.read_config` gives; a run that goes on keeps its task and its method."""
     fixed = ("optimizer", "task", "generative", "pretrained", "redraw", "method")
     fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
-    own = typed_options(sys.argv[1:]).keys() & {"init_from", "dataset", "task"}
+    own = typed_options(sys.argv[1:]).keys() & {"init_from", "dataset", "data", "task"}
     config, resumed = read_config(FinetuneConfig, None if own else QUICK_START, fixed)
     if resumed and config.epochs != resumed["train_config"]["epochs"]:
         config = dataclasses.replace(config, max_iters=None)
@@ -363,6 +367,12 @@ def read_finetune_config():
 def batches_for(config, start, world):
     """(config that knows how many updates the epochs take, `batch_at`)."""
     if start.dataset:
+        for name in EXAMPLES_ALONE.split():
+            if getattr(config, name) != getattr(FinetuneConfig, name):
+                raise SystemExit(
+                    f"{name}={getattr(config, name)} is for examples, and {config.dataset} is a "
+                    f"folder of tokens: leave out --{name}"
+                )
         n = len(windows_of(start.dataset, "train", config))
         return with_steps(config, n), training_batches(start.dataset, config, world)
     examples, told = all_examples(start.task, start.lines["train"], config)
@@ -401,10 +411,8 @@ def main():
             with torch.no_grad():
                 print(in_words(evaluation_for(config, start, world, print)(model.eval())))
             return
-        world.wait()  # until all have read what may now be moved
-        if world.is_main and not resumed:
-            set_aside(config.out_dir)
-        with Report(config, model, world, resumed["step"] if resumed else 0) as report:
+        make_room(config, world, resumed)
+        with Report(config, model, world, resumed) as report:
             evaluate = evaluation_for(config, start, world, report.say)
             progress = train(model, config, batch_at, evaluate, world, report, start.about, resumed)
         world.wait()  # until the best checkpoint is written

@@ -29,13 +29,13 @@ class ModelConfig:
     n_layer: int = 12  # blocks, one after the other
     n_head: int = 12  # attention heads in a block
     n_embd: int = 768  # channels of the residual stream
-    n_kv_head: int | None = None  # heads of keys and values, shared by the others; None: n_head
+    n_kv_head: int | None = None  # heads of keys and values, each for several queries; None: n_head
     head_size: int | None = None  # channels of a head; None: n_embd / n_head
     mlp_size: int | None = None  # hidden channels of the MLP; None: 4 n_embd (swiglu: 8/3)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # evens out the scale before each branch
-    position: Literal["learned", "rope"] = "learned"  # how order is told
+    position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
     ngrams: int = 1  # 3: pairs and triples of tokens have vectors of their own too; 1: they do not
-    ngram_rows: int = 32768  # so many vectors for all of these, which some have to share
+    ngram_rows: int = 32768  # vectors for all of these; some n-grams share one
     mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"  # OpenAI's GPT-2 has gelu_tanh
     bias: bool = False  # biases in linear layers and layer norms
     qkv_bias: bool | None = None  # biases of query, key and value alone (Qwen 2); None: as bias
@@ -48,7 +48,7 @@ class ModelConfig:
     # Llama 3's stretched rotation: factor, low_freq_factor, high_freq_factor, original block_size
     rope_scaling: tuple[float, float, float, int] | None = None
     norm_eps: float = 1e-5  # keeps the norms from dividing by zero
-    n_labels: int = 0  # score so many labels instead of the tokens (finetune.py); 0: the tokens
+    n_labels: int = 0  # labels to score instead of the tokens (finetune.py); 0: the tokens
     softcap: float = 0.0  # logits are bent smoothly to stay within ± this; 0: not at all
     init: Literal["gpt2", "zero"] = "gpt2"  # zero: each branch starts as nothing
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
@@ -110,8 +110,8 @@ def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
         1 1 1 1 .       . . . 1 .
         1 1 1 1 1       . . . 1 1
 
-    positions (B or 1, T) says where the queries stand among the keys, the last of them at the last
-    key where there is but one row, unless the keys are `static`; segments (B, T) to which document
+    positions (B or 1, T) says where the queries stand among the keys; with one row the last query
+    stands at the last key, unless the keys are `static`. segments (B, T) says to which document
     each token belongs. None stands for the plain triangle, or its last row alone, which a kernel
     can do itself.
     """
@@ -193,8 +193,8 @@ class LearnedPositions(nn.Module):
 class RotaryPositions(nn.Module):
     """Queries and keys are turned by angles that grow with their position (arXiv:2104.09864).
 
-    Turned so, a query and a key multiply to something that depends on how far apart they are, and
-    not on where. Channel i is paired with i + D/2, as in Hugging Face's Llama.
+    The product of a query and a key that are turned so depends on how far apart they are, not on
+    where. Channel i is paired with i + D/2, as in Hugging Face's Llama.
     """
 
     def __init__(self, config):
@@ -230,6 +230,9 @@ def stretched(frequencies, factor, low, high, old_context):
     waves_in_context = old_context * frequencies / (2 * math.pi)
     kept = ((waves_in_context - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / factor)
+
+
+POSITIONS = {"learned": LearnedPositions, "rope": RotaryPositions}
 
 
 # -------------------------------------------------------------------------------------- the modules
@@ -270,8 +273,8 @@ def make_dropout(config):
 class KVCache:
     """Keys and values of the positions seen so far: a new token then costs one position's work.
 
-    Room for so many positions (None: `block_size`) is taken once. Each row of the batch may have
-    filled a number of its own.
+    It has `room` for this many positions (None: `block_size`) from the beginning. Each row of the
+    batch may have filled a number of its own.
     """
 
     def __init__(self, config, batch_size, device=None, dtype=None, room=None):
@@ -334,7 +337,10 @@ class KVCache:
 
 
 class CausalSelfAttention(nn.Module):
-    """Positions exchange what they know: each asks (query), is asked (key) and answers (value)."""
+    """Positions exchange what they know: each asks (query), is asked (key) and answers (value).
+
+    `turn` rotates queries and keys to their positions; it does nothing where these are learned.
+    """
 
     def __init__(self, config, layer):
         super().__init__()
@@ -432,8 +438,7 @@ class Transformer(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.ngram_embedding = NGramEmbedding(config) if config.ngrams > 1 else None
-        Positions = RotaryPositions if config.position == "rope" else LearnedPositions
-        self.position = Positions(config)
+        self.position = POSITIONS[config.position](config)
         self.dropout = make_dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
@@ -500,40 +505,42 @@ def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
 class SummedLoss(torch.autograd.Function):
     """-log p(target), summed over the targets that count, with its gradients made on the way.
 
-    Some rows of logits are made, turned into their gradient in place, multiplied on, and given up
-    for the next ones: so few stay near the processor, where all B·T·V would go through memory many
-    times, and with a large vocabulary take more of it than all the rest.
+    The logits are made some rows at a time. Their gradient takes their place, is multiplied into
+    the gradients of hidden and weight, and the next rows take its place: so few stay in the
+    processor's cache. All B·T·V logits would go through memory many times, and with a large
+    vocabulary take more of it than all the rest.
     """
 
     @staticmethod
     def forward(ctx, hidden, targets, weight, softcap, smoothing):
-        to_hidden, _, to_weight, *_ = ctx.needs_input_grad
-        narrow = weight.to(product_dtype(hidden))                                  # (V, C)
+        to_hidden, _, to_weight, *_ = ctx.needs_input_grad  # true under no_grad too: hence detach
+        cast_weight = weight.to(product_dtype(hidden))                                  # (V, C)
         hidden_grad = torch.zeros_like(hidden) if to_hidden else None
         weight_grad = torch.zeros_like(weight) if to_weight else None
         total = torch.zeros((), device=hidden.device)
         for at in rows_to_score(targets).split(rows_at_once(len(weight), weight.device)):
-            counts = (targets[at] != IGNORED)[:, None]                             # (n, 1)
-            h = (hidden[at] * counts).type_as(narrow)                              # (n, C)
+            is_scored = (targets[at] != IGNORED)[:, None]                             # (n, 1)
+            h = (hidden[at] * is_scored).type_as(cast_weight)                              # (n, C)
             target = targets[at, None].clamp(min=0)
-            logits = capped(F.linear(h, narrow).float(), softcap)                  # (n, V)
+            logits = capped(F.linear(h, cast_weight).float(), softcap)                  # (n, V)
             log_p = logits.log_softmax(dim=1)
-            likely = log_p.gather(1, target)                                       # (n, 1)
+            target_log_p = log_p.gather(1, target)                                       # (n, 1)
             if smoothing:
-                likely = likely.lerp(log_p.mean(dim=1, keepdim=True), smoothing)
-            total -= (likely * counts).sum()
+                target_log_p = target_log_p.lerp(log_p.mean(dim=1, keepdim=True), smoothing)
+            total -= (target_log_p * is_scored).sum()
             if to_hidden or to_weight:
-                grad = logits_gradient(log_p, logits, target, softcap, smoothing).type_as(narrow)
+                grad = logits_gradient(log_p, logits, target, softcap, smoothing).type_as(h)
             if to_hidden:
-                hidden_grad[at] = ((grad @ narrow) * counts).type_as(hidden)
+                hidden_grad[at] = ((grad @ cast_weight) * is_scored).type_as(hidden)
             if to_weight:
                 weight_grad += grad.t() @ h
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
     @staticmethod
-    def backward(ctx, slope):
-        hidden_grad, weight_grad = (None if g is None else g * slope for g in ctx.saved_tensors)
+    def backward(ctx, grad_output):
+        saved = ctx.saved_tensors
+        hidden_grad, weight_grad = (None if g is None else g * grad_output for g in saved)
         return hidden_grad, None, weight_grad, None, None
 
 
@@ -555,7 +562,7 @@ def rows_at_once(vocab_size, device):
 
 
 def rows_to_score(targets):
-    """Which of the N targets to score: those that count; all, where finding them takes a wait."""
+    """Which of the N targets to score: those that count; on a GPU all, which needs no waiting."""
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         return (targets != IGNORED).nonzero().squeeze(1)
     return torch.arange(len(targets), device=targets.device)

@@ -45,7 +45,7 @@ from support.tokenizer_files import load_tokenizer
 DATA = Path("data")
 FORMAT = 1
 TIKTOKEN = ("gpt2", "cl100k_base", "o200k_base")
-# The vocabulary that bpe learns from so many bytes of text or fewer. A model learns a token by
+# The vocabulary that bpe learns from fewer bytes of text than this. A model learns a token by
 # seeing it often, and in a small model the rows of the vocabulary are most of the parameters.
 VOCAB_SIZES = ((2_000_000, 1024), (10_000_000, 2048), (float("inf"), 4096))
 # Merges are learned from about so much text, taken evenly from all of it: more changes little.
@@ -54,13 +54,20 @@ TRAINING_BYTES = 100_000_000
 FEWEST_DOCUMENTS = 100
 # An input and its target: with less there is nothing to train on.
 FEWEST_TOKENS = 2
-# So many fingerprints of documents are remembered, in 32 MB, to find copies.
+# Fingerprints of documents that are remembered, in 32 MB, to find copies.
 REMEMBERED = 2**22
-# One thread encodes about so many characters at a time.
+# One thread encodes about this many characters at a time.
 BATCH_CHARACTERS = 100_000
 MOST_THREADS = 8
 COUNTED_AT_ONCE = 10_000_000
 COLUMNS = 80
+# Options that only some corpora read.
+READ_BY = {
+    "megabytes": {"stories"},
+    "seed": {"stories"},
+    "language": {"stories"},
+    "shards": {"fineweb_edu"},
+}
 # What to train with on these folders of data/; on all others, config/stories.py.
 RECIPES = {
     "shakespeare_char": "config/shakespeare_char.py",
@@ -126,6 +133,10 @@ def check(config):
         raise ValueError(f"megabytes={config.megabytes}: expected more than 0, less than a million")
     if not config.paths:
         raise ValueError(f"nothing to prepare: name files, folders or one of {', '.join(NAMES)}")
+    for name, readers in READ_BY.items():
+        value = getattr(config, name)
+        if value != getattr(PrepareConfig, name) and not readers & set(config.paths):
+            raise ValueError(f"{name}={value} is for {' or '.join(sorted(readers))}: leave it out")
 
 
 def prepare(config):
@@ -135,6 +146,11 @@ def prepare(config):
         language = None if config.language == "both" else config.language
         knobs = (config.megabytes, config.seed, language)
         corpus = open_corpus(config.paths, DATA, scratch, *knobs)
+        if corpus.split_rule and config.val_fraction != PrepareConfig.val_fraction:
+            raise ValueError(
+                f"val_fraction={config.val_fraction}: {corpus.name} has a split of its own "
+                f"({corpus.split_rule}); leave it out"
+            )
         folder = folder_for(config.dataset or own_name(corpus, config.paths))
         replaces = ", in the place of an older one" if (folder / "meta.json").exists() else ""
         survey = Counter()
@@ -322,7 +338,7 @@ def write(folder, corpus, tokenizer, plan, tasks):
                 )
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         json.dump(meta, files["meta"], indent=1)
-    write_tasks(folder / "tasks", tasks)
+        write_tasks(folder / "tasks", tasks)
     unknown = sum(tally["unknown"] for tally in tallies.values())
     return meta, f"{survey['duplicates']:,} copies of documents, {unknown:,} unknown characters"
 

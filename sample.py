@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
@@ -20,17 +21,14 @@ from support.checkpoint import in_a_line, load_model
 from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
-from support.quantize import HALF_ROWS, HalfLinear, Int8Linear, replace_linears
+from support.quantize import lightened
 from support.recording import recorded_step
 from support.token_files import Windows, open_dataset
-from support.tokenizer import GPT2_VOCAB_SIZES, tiktoken_tokenizer
-from support.tokenizer_files import chat_template_of
+from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
-FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
-FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
 RANKED_AT_FIRST = 1024  # tokens that top_p mostly gets by with; to sort all takes far longer
 WORTH_RECORDING = 64  # tokens: to record a step takes as long as it then saves in some 30
-LONGEST_MATCH = 3  # of its last so many tokens a text is searched for an earlier occurrence
+LONGEST_MATCH = 3  # an earlier occurrence is looked for of this many tokens at the most
 HELD_OUT = 2048  # tokens on which it is measured what lighter weights cost
 SEPARATOR = "---------------"
 
@@ -49,12 +47,12 @@ class SampleConfig:
     num_samples: int = 3  # texts, made together as one batch
     max_new_tokens: int = 500  # the most tokens for each
     temperature: float = 0.8  # below 1 more predictable, above 1 wilder; 0: always the likeliest
-    top_k: int = 200  # draw from so many of the likeliest tokens; 0: from all
+    top_k: int = 200  # draw from this many of the likeliest tokens; 0: from all
     top_p: float = 1.0  # draw from the fewest tokens that together have this probability
     min_p: float = 0.05  # leave out what is less likely than this share of the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens that were there become less likely
     quantize: Literal["no", "int8"] = "no"  # int8: weights of 8 bits, faster and a little worse
-    speculate: int = 0  # guess so many tokens at a time from the text; it stays as good
+    speculate: int = 0  # guess this many tokens at a time from the text; it stays as good
     stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
     until_eot: bool = True  # stop where the model ends the document
     record: bool = True  # record what is done for a token, and replay it without Python
@@ -167,7 +165,7 @@ class Context:
         return logits[:, 0]
 
     def make_cache(self, n_rows, room):
-        """A cache for so many rows; instead of a smaller one for them, at least twice as large."""
+        """A cache with enough room; if the rows had a smaller one, at least twice as large."""
         weight, config, old = self.model.token_embedding.weight, self.model.config, self.cache
         if n_rows != len(self.rows):
             self.rows, old = [], None
@@ -358,22 +356,6 @@ def overlap(text, stop):
     return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-def token_before(tokenizer, documents):
-    """The token to put before a text, as in training: a beginning, or another text's end; or None.
-
-    A model of one long text knows neither.
-    """
-    if tokenizer.bos is None and documents >= FEW_DOCUMENTS:
-        return tokenizer.eot
-    return tokenizer.bos
-
-
-def tokens_before(tokenizer, documents):
-    """The same as a list, which is empty where there is none."""
-    before = token_before(tokenizer, documents)
-    return [] if before is None else [before]
-
-
 def first_tokens(tokenizer, start, documents):
     """What the model sees first: the token before a text, then `start`; or at least a newline."""
     first = tokens_before(tokenizer, documents)
@@ -391,10 +373,11 @@ def start_tokens(tokenizer, start):
         raise SystemExit(f"start={shown!r} cannot be continued: {error}") from None
 
 
-def text_of(model, tokenizer, prompt, max_new_tokens, seed, temperature=0.8, min_p=0.05):
+def text_of(model, tokenizer, prompt, max_new_tokens, seed):
     """One continuation of the tokens `prompt`, as a string: for the eyes, while training."""
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
-    distribution = partial(next_token_distribution, temperature=temperature, min_p=min_p)
+    usual = {"temperature": SampleConfig.temperature, "min_p": SampleConfig.min_p}
+    distribution = partial(next_token_distribution, **usual)
     stream = TextStream(tokenizer, ends=[tokenizer.eot])
     text = ""
     for tokens in generate(
@@ -415,14 +398,8 @@ def steps_of(context, tokenizer, prompts, config, seed):
     """The generator of next tokens, one for each prompt, that a config asks for."""
     model = context.model
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
-    distribution = partial(
-        next_token_distribution,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-    )
+    rules = signature(next_token_distribution).parameters.keys() & vars(config).keys()
+    distribution = partial(next_token_distribution, **{rule: vars(config)[rule] for rule in rules})
     make = generate
     if config.speculate:
         make = partial(generate_with_guesses, n_guesses=config.speculate)
@@ -551,7 +528,7 @@ def load_for_sampling(config, world):
     if config.adapter and "base" not in (checkpoint.get("method") or {}):
         raise SystemExit(f"adapter={source} is a whole model: --out_dir={source} reads it")
     tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"], model)
-    rows_at_once = config.num_samples * (1 + config.speculate)
+    rows_at_once = (1 if config.chat else config.num_samples) * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
     before = None if block is None else perplexity(model, block)
     model = lightened(model, config, rows_at_once, world)
@@ -563,9 +540,12 @@ def load_for_sampling(config, world):
 
 def held_out(checkpoint, model):
     """Some windows (B, T + 1) of what the model was validated on; None where that is not here."""
-    T = min(model.config.block_size, HELD_OUT)
+    T, data = min(model.config.block_size, HELD_OUT), checkpoint["data"]
     try:
-        windows = Windows(open_dataset(checkpoint["data"]["dataset"]).val, T, T + 1)
+        dataset = open_dataset(data["dataset"])
+        if dataset.describe()["tokenizer_sha256"] != data["tokenizer_sha256"]:
+            return None  # it was prepared again, as other tokens
+        windows = Windows(dataset.val, T, T + 1)
     except (KeyError, SystemExit):
         return None
     n = min(len(windows), max(1, HELD_OUT // T))
@@ -574,40 +554,18 @@ def held_out(checkpoint, model):
 
 @torch.inference_mode()
 def perplexity(model, block):
-    """e to the mean loss on windows (B, T + 1): among so many tokens the model hesitates."""
+    """e to the mean loss on windows (B, T + 1): among how many tokens the model hesitates."""
     block = block.to(model.token_embedding.weight.device)
     logits, _ = model(block[:, :-1])  # lighter layers give no weight to compute a loss with
     return cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten()).exp().item()
-
-
-def lightened(model, config, rows_at_once, world):
-    """The model in the precision asked for, or the one that is fastest for so many rows at once."""
-    on_cpu, dtype = world.device.type == "cpu", world.dtype
-    if config.dtype == "auto" and on_cpu:
-        small = sum(weight.numel() for weight in model.parameters()) < FLOAT32_BELOW
-        dtype = torch.float16 if rows_at_once <= HALF_ROWS else dtype
-        dtype = torch.float32 if small else dtype
-    if config.quantize == "int8":
-        return replace_linears(model, Int8Linear).to(torch.float32 if on_cpu else dtype)
-    if dtype == torch.float16 and on_cpu:
-        return replace_linears(model, HalfLinear)
-    return model.to(dtype)
-
-
-def assumed_tokenizer(path, model):
-    """GPT-2's, which nanoGPT too assumes for tokens that came without any."""
-    if model.config.vocab_size not in GPT2_VOCAB_SIZES:
-        raise SystemExit(f"{path} has no tokenizer: a tokenizer.json or meta.pkl should be there")
-    try:
-        return tiktoken_tokenizer("gpt2")
-    except ValueError as error:
-        raise SystemExit(f"{path} has no tokenizer; GPT-2's was tried: {error}") from None
 
 
 def tell_unused(config):
     """Say so where something was typed that nothing will come of."""
     if config.start and (config.chat or config.interactive):
         print("start is not used: what to go on from is typed here", file=sys.stderr)
+    if config.chat and config.num_samples != SampleConfig.num_samples:
+        print("num_samples is not used: a conversation has one answer", file=sys.stderr)
     if config.system and not config.chat:
         print("system is not used: it is for --chat", file=sys.stderr)
 

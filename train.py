@@ -29,7 +29,7 @@ from support.checkpoint import (
     set_aside,
     snapshot,
 )
-from support.config import is_config_file, load_config, show_config
+from support.config import config_files, load_config, show_config
 from support.fp8 import use_fp8
 from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
@@ -54,22 +54,22 @@ Schedule = Literal["cosine", "linear", "wsd", "constant"]
 class TrainConfig(ModelConfig):
     """Train a transformer. The defaults are nanoGPT's; config/ holds recipes of our own."""
 
-    # where from, where to
+    # from where to where
     init_from: str = "scratch"  # scratch; resume: go on with the run in out_dir; or a run's PATH
     out_dir: str = "out"  # checkpoints, log.jsonl and loss.png
     dataset: str = "openwebtext"  # a folder in data/, or the path of one
     vocab_size: int | None = None  # rows of the embedding; None: as many as the tokenizer has
     # what a step learns from
     batch_size: int = 12  # sequences at a time
-    gradient_accumulation_steps: int = 40  # so many times before an update, over all processes
-    target_shift: int = 1  # a target is the token so many places on (0: the mistake that teaches)
+    gradient_accumulation_steps: int = 40  # batches in an update, over all processes
+    target_shift: int = 1  # a target is the token this many places on (0: the mistake to see)
     document_mask: bool = False  # do not look back across the end of a document
     label_smoothing: float = 0.0  # share of each target spread over the whole vocabulary
     # how it learns
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of blocks, else adamw
     learning_rate: float = 6e-4  # the highest, of AdamW
     muon_learning_rate: float = 0.02  # the highest, of Muon
-    layer_decay: float = 1.0  # the rates of a block are so many times those of the block above it
+    layer_decay: float = 1.0  # the rates of a block are this many times those of the one above it
     weight_decay: float = 0.1  # of matrices; vectors are not decayed
     beta1: float = 0.9  # AdamW's memory of gradients
     beta2: float = 0.95  # AdamW's memory of their squares
@@ -78,18 +78,18 @@ class TrainConfig(ModelConfig):
     seed: int = 1337  # of weights, data order and dropout
     # how fast, how long
     max_iters: int = 600000  # updates
-    max_minutes: float = 0.0  # end after so long, the schedule following the clock; 0: no limit
+    max_minutes: float = 0.0  # end after this long, the schedule following the clock; 0: no limit
     schedule: Schedule = "cosine"  # of the learning rates
     warmup_iters: int = 2000  # updates in which they rise
     lr_decay_iters: int | None = None  # updates until they have fallen; None: max_iters
     min_lr: float = 6e-5  # what learning_rate falls to
-    cooldown: float = 0.2  # share of the run in which wsd falls
-    # what is seen of it
+    cooldown: float = 0.2  # share of the updates after warmup in which wsd falls
+    # what is told of it
     eval_interval: int = 2000  # updates between evaluations, each followed by a checkpoint
     eval_iters: int = 200  # batches of each split that are evaluated; 0: all
     eval_only: bool = False  # evaluate once and end
     best_metric: str = "val_loss"  # what the best checkpoint is best in
-    patience: int = 0  # end after so many evaluations without a better one; 0: never
+    patience: int = 0  # end after this many evaluations without a better one; 0: never
     sample_tokens: int = 64  # tokens of its own text shown at each evaluation
     log_interval: int = 1  # updates between lines of the log
     log_to: Literal["file", "tensorboard", "wandb"] = "file"  # beside log.jsonl
@@ -147,7 +147,7 @@ class Progress:
     evaluated_at: int = -1  # the step of the last evaluation
     skipped: int = 0  # updates in a row that had no finite gradients
 
-    def judge(self, numbers, metric):
+    def note(self, numbers, metric):
         """Take note of an evaluation; whether it is the best so far."""
         if metric not in numbers:
             raise SystemExit(
@@ -180,7 +180,7 @@ def shift(block, target_shift=1):
 
 
 def windows_of(dataset, split, config, movable=True):
-    """The windows of a split that this config can train on; exits where it has not one."""
+    """The windows of a split that this config can train on; exits if there is none."""
     tokens = getattr(dataset, split)
     windows = Windows(tokens, config.block_size, config.block_size + config.target_shift, movable)
     if not len(windows):
@@ -210,7 +210,7 @@ def training_batches(dataset, config, world):
     reading. They are cut by rank only then: what a step sees does not depend on who shares it.
     """
     windows = windows_of(dataset, "train", config)
-    eot = dataset.tokenizer and dataset.tokenizer.eot
+    eot = dataset.eot
     if config.document_mask and eot is None:
         raise SystemExit(f"document_mask=True: {dataset.path} does not tell where documents end")
     per_step = config.batch_size * config.gradient_accumulation_steps
@@ -236,7 +236,7 @@ def evaluation(dataset, config, world):
     Always the same windows, spread evenly over a split; each process takes its share of them.
     """
     splits = {split: windows_of(dataset, split, config, False) for split in ("train", "val")}
-    eot = dataset.tokenizer and dataset.tokenizer.eot
+    eot = dataset.eot
 
     def mean_loss(model, windows):
         n = min(config.eval_iters * config.batch_size or len(windows), len(windows))
@@ -339,7 +339,7 @@ def set_rates(optimizers, factor):
         group["lr"] = group["initial_lr"] * factor
 
 
-class Average:
+class EMA:
     """An exponential moving average of the weights; of nothing where `decay` is 0."""
 
     def __init__(self, model, decay):
@@ -366,14 +366,14 @@ class Average:
 
 
 @contextmanager
-def looking(model, average):
+def evaluating(model, ema):
     """A context to evaluate in: averaged weights, no dropout, no gradients."""
-    average.swap(model)
+    ema.swap(model)
     model.eval()
     with torch.no_grad():
         yield
     model.train()
-    average.swap(model)
+    ema.swap(model)
 
 
 # ------------------------------------------------------------------------------------- the loop
@@ -412,8 +412,8 @@ def update(model, optimizers, config, scaler):
     return norm
 
 
-def give_up(progress, norm, config):
-    """Count the steps in a row that had no finite gradients; exits when there are too many."""
+def check_finite(progress, norm, config):
+    """Count the steps in a row without finite gradients; exit after SKIPS_ALLOWED."""
     progress.skipped = 0 if math.isfinite(norm) else progress.skipped + 1
     if progress.skipped >= SKIPS_ALLOWED:
         rates = ["learning_rate"] + ["muon_learning_rate"] * (config.optimizer == "muon")
@@ -434,17 +434,17 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
     checkpoint says besides (tokenizer, data…), resumed the checkpoint that the run goes on from.
     """
     optimizers = make_optimizers(model, config)
-    average = Average(model, config.ema_decay)
+    ema = EMA(model, config.ema_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=world.dtype == torch.float16)
     progress = Progress()
     if resumed:
-        progress = Progress(**restore(resumed, model, optimizers, average, scaler))
+        progress = Progress(**restore(resumed, model, optimizers, ema, scaler))
         if resumed["train_config"].get("best_metric") != config.best_metric:
             progress.best, progress.without_gain = None, 0  # of another metric
 
     def save(name):
         if world.is_main:
-            state = snapshot(progress, config, model, optimizers, average, scaler)
+            state = snapshot(progress, config, model, optimizers, ema, scaler)
             save_checkpoint(Path(config.out_dir) / name, about | state)
 
     faster = compiled(model, config.compile, world, batch_at(progress.step)[0])
@@ -458,9 +458,9 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             is_last = progress.step >= config.max_iters or time_is_up
             is_due = is_last or progress.step % config.eval_interval == 0
             if is_due and progress.evaluated_at != progress.step:
-                with looking(model, average):
+                with evaluating(model, ema):
                     numbers = evaluate(faster)
-                is_best = progress.judge(numbers, config.best_metric)
+                is_best = progress.note(numbers, config.best_metric)
                 report.evaluated(progress, numbers)
                 if is_best:
                     save(BEST)
@@ -486,12 +486,13 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             shares = [count / max(n_targets, 1) for count in counts]
             loss = backward(shared, batches, shares, world, scaler, [config.seed, progress.step])
             norm = update(model, optimizers, config, scaler)
-            average.update(model, progress.step)
+            ema.update(model, progress.step)
 
             # Tell.
             n_tokens = world.size * sum(batch["inputs"].numel() for batch in batches)
-            report.step(progress, loss, norm, factor * config.learning_rate, n_tokens)
-            give_up(progress, norm, config)
+            rate = factor * config.learning_rate
+            report.step(progress, n_tokens, loss=loss, grad_norm=norm, learning_rate=rate)
+            check_finite(progress, norm, config)
             progress.step += 1
     return progress
 
@@ -521,10 +522,17 @@ def read_config(Config, default_file, fixed=("optimizer",)):
             f"python {script} --init_from=resume --out_dir={out_dir}"
         )
     print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
-    for file in filter(is_config_file, sys.argv[1:]):
+    files = config_files(sys.argv[1:], Config)
+    for file in files:
         print(f"{file} is not read again: type what is to be different")
-    stored = Config(**resumed["train_config"])
-    typed = [word for word in sys.argv[1:] if not is_config_file(word)]
+    try:
+        stored = Config(**resumed["train_config"])
+    except TypeError as error:
+        raise SystemExit(
+            f"{out_dir} was trained with another version of this project ({error}); go on from "
+            f"its weights in a new run: --init_from={out_dir} --out_dir={out_dir}_2"
+        ) from None
+    typed = [word for word in sys.argv[1:] if word not in files]
     config = load_config(Config, typed, default=stored)
     config = dataclasses.replace(config, out_dir=out_dir)
     for name in [*(field.name for field in dataclasses.fields(ModelConfig)), *fixed]:
@@ -546,6 +554,13 @@ def check_shares(config, world):
             f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
             f"multiple of the {world.size} processes that share it"
         )
+
+
+def make_room(config, world, resumed):
+    """Move another run out of the way, once all processes have read what they need of it."""
+    world.wait()
+    if world.is_main and not resumed:
+        set_aside(config.out_dir)
 
 
 def with_a_sample(evaluate, model, dataset, config, world, report):
@@ -587,16 +602,13 @@ def main():
             with torch.no_grad():
                 print(in_words(evaluate(model.eval())))
             return
-        world.wait()  # until all have read what may now be moved
-        if world.is_main and not resumed:
-            set_aside(config.out_dir)
+        make_room(config, world, resumed)
         about = {
             "model_config": dataclasses.asdict(model.config),
             "tokenizer": dataset.tokenizer and dataset.tokenizer.to_dict(),
             "data": dataset.describe(),
         }
-        first_step = resumed["step"] if resumed else 0
-        with Report(config, model, world, first_step) as report:
+        with Report(config, model, world, resumed) as report:
             evaluate = with_a_sample(evaluate, model, dataset, config, world, report)
             progress = train(model, config, batch_at, evaluate, world, report, about, resumed)
         print(farewell(progress, config))

@@ -19,7 +19,7 @@ MARKS = "<|im_start|>", "<|im_end|>"
 GENERATION = re.compile(r"({%-?\s*)(end)?generation(\s*-?%})")  # says what is learned: we know
 
 
-def written(messages, tokenizer, answering=False):
+def rendered(messages, tokenizer, answering=False):
     """A conversation as text; `answering`: up to where the assistant is to speak next.
 
     Raises ValueError for what the model's template refuses, such as two users in a row.
@@ -30,7 +30,7 @@ def written(messages, tokenizer, answering=False):
     marks = [text for text in special.values() if text not in tokenizer.ordinary]
     guarded = [{**message, "content": shielded(message["content"], marks)} for message in messages]
     try:
-        return compiled(chat_template_of(tokenizer)).render(
+        return compiled_template(chat_template_of(tokenizer)).render(
             messages=guarded,
             add_generation_prompt=answering,
             bos_token=special.get(tokenizer.bos, ""),
@@ -41,7 +41,7 @@ def written(messages, tokenizer, answering=False):
 
 
 @cache
-def compiled(template):
+def compiled_template(template):
     """A chat template ready to be filled in; what it can do is confined to that."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -79,7 +79,7 @@ def tokens_of(text, tokenizer):
 
 def opening(messages, tokenizer):
     """The tokens of a conversation in which the assistant is to speak next."""
-    return tokens_of(written(messages, tokenizer, answering=True), tokenizer)
+    return tokens_of(rendered(messages, tokenizer, answering=True), tokenizer)
 
 
 def conversation(messages, tokenizer):
@@ -89,26 +89,26 @@ def conversation(messages, tokenizer):
     said now, as Qwen 3 does with thoughts.
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    whole = written(messages, tokenizer)
+    whole = rendered(messages, tokenizer)
     spans = []
     for i in answers:
-        before = written(messages[:i], tokenizer, answering=True)
-        after = written(messages[: i + 1], tokenizer)
+        before = rendered(messages[:i], tokenizer, answering=True)
+        after = rendered(messages[: i + 1], tokenizer)
         if not (after.startswith(before) and whole.startswith(after)):
             if i == answers[-1]:
                 raise ValueError("the model's chat template does not say where an answer begins")
-            return [pair for j in answers for pair in conversation_to(messages, j, tokenizer)]
+            return [conversation_to(messages, j, tokenizer) for j in answers]
         spans.append((len(before), len(after)))
     return [with_learned(whole, spans, tokenizer)]
 
 
 def conversation_to(messages, i, tokenizer):
-    """The conversation up to the answer number `i`, of which that alone is learned."""
-    before = written(messages[:i], tokenizer, answering=True)
-    text = written(messages[: i + 1], tokenizer)
+    """(tokens, learned) of a conversation up to the answer number `i`, which alone is learned."""
+    before = rendered(messages[:i], tokenizer, answering=True)
+    text = rendered(messages[: i + 1], tokenizer)
     if not text.startswith(before):
         raise ValueError("the model's chat template does not say where an answer begins")
-    return [with_learned(text, [(len(before), len(text))], tokenizer)]
+    return with_learned(text, [(len(before), len(text))], tokenizer)
 
 
 def with_learned(text, spans, tokenizer):
@@ -132,7 +132,7 @@ def without_thoughts(answer):
 
 
 def final_token(tokenizer):
-    """What a model ends its writing with: a turn, where its tokenizer brings a template; a text."""
+    """The token that ends what a model writes: a turn, if it has a template; else a text."""
     try:
         end = end_of_turn(tokenizer) if tokenizer.chat_template else None
     except ValueError:  # the template takes no such conversation

@@ -240,23 +240,23 @@ def set_aside(out_dir):
     print(f"the run that was in {out_dir} is kept in {aside}")
 
 
-def snapshot(progress, config, model, optimizers, average, scaler):
+def snapshot(progress, config, model, optimizers, ema, scaler):
     """What a run must find again to go on as if it had never stopped: part of a checkpoint."""
     return {
         "step": progress.step,
         "progress": asdict(progress),
         "train_config": asdict(config),
         "model": weights_to_save(model),
-        "ema": average.weights or None,
+        "ema": ema.weights or None,
         "optimizer": optimizer_state(model, optimizers),
         "scaler": scaler.state_dict(),
     }
 
 
-def restore(checkpoint, model, optimizers, average, scaler):
+def restore(checkpoint, model, optimizers, ema, scaler):
     """Put everything but the weights back as `snapshot` found it; the fields of its progress."""
     restore_optimizer_state(model, optimizers, checkpoint["optimizer"])
-    for name, weight in average.weights.items():
+    for name, weight in ema.weights.items():
         weight.copy_((checkpoint["ema"] or checkpoint["model"])[name])
     if checkpoint["scaler"]:
         scaler.load_state_dict(checkpoint["scaler"])

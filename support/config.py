@@ -74,10 +74,10 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
-    argv = list(sys.argv[1:] if argv is None else argv)
-    files = [word for word in argv if takes_files and is_config_file(word)]
-    for word in argv if takes_files else []:
-        if not word.startswith("-") and Path(f"{word}.py").is_file():
+    argv = with_values(sys.argv[1:] if argv is None else argv, Config)
+    files = config_files(argv, Config) if takes_files else []
+    for word in words_alone(argv) if takes_files else []:
+        if Path(f"{word}.py").is_file():
             raise SystemExit(f"{word} is no option; did you mean {word}.py?")
     typed = typed_options(argv)
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):
@@ -86,8 +86,8 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
         argv.insert(0, str(default_file))
     knobs = {field.name for field in dataclasses.fields(Config)}
     words = []
-    for word in with_values(argv, Config):
-        named = takes_files and is_config_file(word)
+    for word in argv:
+        named = word in (*files, str(default_file))
         for option in options_in(word, typed) if named else [[word]]:
             words += translate(option, knobs)
     try:
@@ -122,9 +122,18 @@ def with_values(argv, Config):
     ]
 
 
-def is_config_file(word):
-    """Whether an argument names a config file, `config/x.py`, and is no option."""
-    return word.endswith(".py") and not word.startswith("-")
+def words_alone(argv):
+    """The words that are neither an option nor the value behind one, as in `--start FILE:x.py`."""
+    return [
+        word
+        for before, word in zip(["", *argv], argv)
+        if not word.startswith("-") and not (before.startswith("--") and "=" not in before)
+    ]
+
+
+def config_files(argv, Config):
+    """The arguments that name a config file, `config/x.py`."""
+    return [word for word in words_alone(with_values(argv, Config)) if word.endswith(".py")]
 
 
 def options_in(path, typed=None):

@@ -290,7 +290,7 @@ def text_field(path, number, line):
 
 
 def stories(megabytes, seed, language, scratch):
-    """Generated stories: so many megabytes of them for training, and held-out ones to validate."""
+    """Generated stories: `megabytes` of them for training, and held-out ones to validate."""
     from support.stories import floor_bits_per_byte, generate  # late: tests put others in place
 
     told = scratch / "stories.jsonl"

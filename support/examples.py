@@ -52,13 +52,13 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1):
         raise SystemExit(f"dataset={path}: there is no such file or folder{advice_on(path)}")
     renamed = dict(pair_in(pair) for pair in fields)
     files = files_in(path) if path.is_dir() else {"train": path}
-    found = {
-        split: checked(file, task, format, renamed) if file else [] for split, file in files.items()
-    }
-    if "val" not in found or not found["val"]:
-        shares = (val_fraction, 0.0 if found.get("test") else val_fraction)
+    found = {split: checked(file, task, format, renamed) for split, file in files.items()}
+    if "val" not in found:
+        shares = (val_fraction, 0.0 if "test" in found else val_fraction)
         found |= split_by_hash(found["train"], shares, found.get("test"), path)
-    found["test"] = found.get("test") or found["val"]
+    if "test" not in found:
+        print(f"{path} has no test examples: the last test is on those that choose the best model")
+        found["test"] = found["val"]
     return found
 
 
@@ -137,7 +137,7 @@ def labels_in(line):
 
 
 def hash_of(line):
-    """A number that is the same for equal lines, on every machine."""
+    """A few bytes that are the same for equal lines, on every machine."""
     content = json.dumps(line, sort_keys=True).encode()
     return blake2b(content, digest_size=8).digest()
 

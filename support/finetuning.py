@@ -11,17 +11,16 @@ import torch
 from torch import nn
 
 from model import ModelConfig, Transformer
-from sample import assumed_tokenizer
 from support.adapters import adds, fingerprint_of, put_in, settings_of
 from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_model, model_in, refuse_added
 from support.examples import open_examples
 from support.labelling import is_chinese_word
-from support.starting_point import CHANGEABLE, check_tokenizer, model_part
+from support.starting_point import CHANGEABLE, check_tokenizer, model_part, tell_changes
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
 from support.tokenizer import tokenizer_from_dict
-from support.tokenizer_files import chat_template_of
+from support.tokenizer_files import assumed_tokenizer, chat_template_of
 from support.weights import averaged, fitted
 
 KEPT = ("model_config", "tokenizer", "data", "task", "method")  # when a run goes on
@@ -62,7 +61,7 @@ def begin(config, resumed):
         weights = averaged(resumed) if config.eval_only else resumed["model"]
         model = model_in(resumed | {"model": weights})
         return config, Start(model, task, lines, dataset, about)
-    config, model = make_model(config, base, task, tokenizer)
+    config, model = model_for_task(config, base, task, tokenizer)
     method = settings_of(config)
     if adds(method):
         if Path(config.init_from).resolve() == Path(config.out_dir).resolve():
@@ -133,10 +132,7 @@ def check_resumed(resumed, task, data):
             f"the run knows the labels {', '.join(labels)}, these examples have "
             f"{', '.join(task.labels)}: start anew with --init_from=BASE"
         )
-    then = resumed["data"]
-    for name in then:
-        if then[name] != data.get(name):
-            print(f"other data than before: {name} was {then[name]} and is {data.get(name)}")
+    tell_changes(resumed["data"], data)
 
 
 def start_from(config):
@@ -183,7 +179,7 @@ def for_chat(tokenizer):
     return tokenizer
 
 
-def make_model(config, base, task, tokenizer):
+def model_for_task(config, base, task, tokenizer):
     """(config with the shape of the model, the model), ready to be trained by `method`."""
     known = base.config
     if not config.pretrained and config.method != "full":

@@ -52,6 +52,7 @@ def write_gguf(path, model, tokenizer, kind="f16", bos=None):
         add_tensor(writer, name, tensor.float().numpy(), kind, gguf)
     if model.config.rope_scaling:
         add_tensor(writer, "rope_freqs.weight", slowed(model.config).numpy(), kind, gguf)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()

@@ -58,7 +58,7 @@ def pieces(words, tokenizer, first, block_size):
     """
     while words:
         tokens, ends = word_tokens(words, tokenizer)
-        tokens, ends = [*first, *tokens], [len(first) + end for end in ends]
+        tokens, ends = [*first, *tokens] or [0], [len(first) + end for end in ends]
         n = max(1, sum(end < block_size for end in ends))
         ends = [min(end, block_size - 1) for end in ends[:n]]
         yield tokens[: ends[-1] + 1], ends

@@ -56,7 +56,7 @@ def width(text):
 
 
 def cut(text, columns):
-    """As much of a text as so many columns hold, with … where something is missing."""
+    """As much of a text as this many columns hold, with … where something is missing."""
     if width(text) <= columns:
         return text
     while width(text) > columns - 1:

@@ -139,7 +139,9 @@ def pick_device(device):
     usable = [name for name in has if has[name]()] + ["cpu"]
     if device == "auto":
         return torch.device(usable[0])
-    if device.split(":")[0] not in usable:
+    name, _, number = device.partition(":")
+    there = number.isdecimal() and name == "cuda" and int(number) < torch.cuda.device_count()
+    if name not in usable or (number and not there):
         raise SystemExit(f"device={device} is not usable here; expected {' or '.join(usable)}")
     return torch.device(device)
 

@@ -14,9 +14,24 @@ from torch.nn import functional as F
 from support.processes import pick_dtype
 
 HALF_ROWS = 2  # with more at once, float16 is no longer faster on a CPU than whole matrices
+FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
 INT8_ROWS = 8  # with more at once, it pays to widen the weights first where FBGEMM is not there
 # Without this instruction sums are kept in 16 bits, for which activations must have but 7.
 NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", False)
+
+
+def lightened(model, config, rows_at_once, world):
+    """The model in the precision asked for, or in the fastest one for this many rows at once."""
+    on_cpu, dtype = world.device.type == "cpu", world.dtype
+    if config.dtype == "auto" and on_cpu:
+        small = sum(weight.numel() for weight in model.parameters()) < FLOAT32_BELOW
+        dtype = torch.float16 if rows_at_once <= HALF_ROWS else dtype
+        dtype = torch.float32 if small else dtype
+    if config.quantize == "int8":
+        return replace_linears(model, Int8Linear).to(torch.float32 if on_cpu else dtype)
+    if dtype == torch.float16 and on_cpu:
+        return replace_linears(model, HalfLinear)
+    return model.to(dtype)
 
 
 class LightLinear(nn.Module):

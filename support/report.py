@@ -40,11 +40,12 @@ SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of 
 class Report:
     """Lines for the eyes (nanoGPT's), `log.jsonl` for programs, and at the end `loss.png`."""
 
-    def __init__(self, config, model, world, first_step=0):
+    def __init__(self, config, model, world, resumed=None):
         self.config, self.world = config, world
         self.flops_per_token = flops_per_token(model, config.block_size)
         self.log = Path(config.out_dir) / "log.jsonl"
         self.track, self.unread = track_nothing, False
+        first_step = resumed["step"] if resumed else 0
         if world.is_main:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             cut_back(self.log, first_step)
@@ -72,13 +73,16 @@ class Report:
             fall_silent()
             self.unread = True
 
-    def step(self, progress, loss, norm, rate, n_tokens):
-        """Count an update, and at each log_interval tell of it. loss is this process's part."""
+    def step(self, progress, n_tokens, loss, grad_norm, **more):
+        """Count an update, and at each log_interval tell of it. loss is this process's part.
+
+        Whatever `more` is called goes into the log under that name.
+        """
         now = perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
         self.updates, self.tokens = self.updates + 1, self.tokens + n_tokens
         self.bar.update()
-        if not math.isfinite(norm):
+        if not math.isfinite(grad_norm):
             self.say(f"iter {progress.step}: the gradient is not finite, this update is skipped")
         if progress.step % self.config.log_interval:
             return
@@ -88,13 +92,13 @@ class Report:
         self.say(
             f"iter {progress.step}: loss {loss:.4f}, "
             f"time {1000 * self.seconds / self.updates:.2f}ms, "
-            f"{self.speed(per_second)}, {per_second:,.0f} tokens/s, norm {norm:.2f}"
+            f"{self.speed(per_second)}, {per_second:,.0f} tokens/s, norm {grad_norm:.2f}"
         )
         self.write(
             step=progress.step,
             loss=loss,
-            grad_norm=norm,
-            learning_rate=rate,
+            grad_norm=grad_norm,
+            **more,
             minutes=progress.minutes,
             tokens_per_second=per_second,
         )
@@ -304,7 +308,7 @@ def show_cost(model, config, dataset, world, per_step):
         f"{tokens / len(dataset.train):.2f} epochs",
         "cost": f"{each / 1e6:,.1f} MFLOP a token, {each * per_step / 1e9:,.0f} GFLOP a step, "
         f"{each * tokens / 1e15:,.3f} PFLOP in all",
-        "evaluation": f"{config.max_iters // config.eval_interval + 1} times, "
+        "evaluation": f"{math.ceil(config.max_iters / config.eval_interval) + 1} times, "
         f"{config.eval_iters or 'all'} batches of each split",
     }
     memory = memory_parts(model, config, world)
@@ -334,7 +338,7 @@ def memory_parts(model, config, world):
 
 
 def saved_bytes(model, config, world, sequences):
-    """Bytes that a forward pass over so many sequences keeps for the backward pass."""
+    """Bytes that a forward pass over this many sequences keeps for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -383,5 +387,6 @@ def advice_on_memory(config):
         smaller = max((n for n in range(1, batch) if batch % n == 0), default=1)
         advice = f"--batch_size={smaller} --gradient_accumulation_steps={times * batch // smaller}"
         if batch == 1:
-            advice = f"--block_size={config.block_size // 2}"
+            half = f"={config.block_size // 2}" if config.block_size else " (half of the model's)"
+            advice = f"--block_size{half}"
         raise SystemExit(f"out of memory with batch_size={batch}; try {advice}") from None

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from model import ModelConfig, Transformer
-from support.checkpoint import load_model, refuse_added
+from support.checkpoint import huggingface_folder, load_model, refuse_added
 from support.weights import assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
@@ -29,7 +29,7 @@ def make_model(config, dataset, resumed):
     if resumed:
         shape.block_size = resumed["model_config"]["block_size"]
         check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
-        tell_changes(resumed["data"], dataset)
+        tell_changes(resumed["data"], dataset.describe())
         weights = averaged(resumed) if config.eval_only else resumed["model"]
         return config, assembled(shape, weights)
     check_ids(dataset, vocab_size)
@@ -48,14 +48,13 @@ def pretrained_model(config, dataset):
 
     It may be trained on shorter windows than it can look back on; it keeps its own context then.
     """
-    model, tokenizer, checkpoint = load_model(config.init_from)
+    model, tokenizer, _ = load_model(config.init_from)
     refuse_added(model, config.init_from)
-    source = checkpoint["path"] if "step" not in checkpoint else config.init_from
-    check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, source)
+    check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
     if dataset.tokenizer and dataset.vocab_size > model.config.vocab_size:
         raise SystemExit(
-            f"{config.init_from} knows {model.config.vocab_size} tokens, and {dataset.path} has "
-            f"{dataset.vocab_size}; prepare it with --tokenizer={config.init_from}"
+            f"{config.init_from} knows {model.config.vocab_size} tokens and came without a "
+            f"tokenizer, and {dataset.path} has {dataset.vocab_size}: it cannot learn from them"
         )
     check_ids(dataset, model.config.vocab_size)
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
@@ -70,6 +69,7 @@ def pretrained_model(config, dataset):
 def check_tokenizer(stored, dataset, source):
     """Exit where the weights know other tokens than the data have."""
     if stored and dataset.tokenizer and stored != dataset.tokenizer.to_dict():
+        source = huggingface_folder(source) or source  # prepare_data.py wants a path
         raise SystemExit(
             f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
             f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"
@@ -88,9 +88,8 @@ def check_ids(dataset, vocab_size):
                 )
 
 
-def tell_changes(then, dataset):
-    """Say what is no longer as it was when the run that now goes on began."""
-    now = dataset.describe()
+def tell_changes(then, now):
+    """Say what of the data is no longer as it was when the run that now goes on began."""
     for name in then:
-        if then[name] != now[name]:
-            print(f"other data than before: {name} was {then[name]} and is {now[name]}")
+        if then[name] != now.get(name):
+            print(f"other data than before: {name} was {then[name]} and is {now.get(name)}")

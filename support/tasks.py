@@ -9,7 +9,8 @@
     tagging          {"tokens", "tags"}        a tag at the last token of each word
 
 Targets are -1 where nothing is to be learned. To add a task, write a class with the methods that it
-does differently from `Task`, and name it in TASKS.
+does differently from `Task`, name it in TASKS, and say in LINES (support/examples.py) what a line
+must hold.
 """
 
 import math
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from model import IGNORED
-from sample import generate, next_token_distribution, tokens_before
+from sample import generate, next_token_distribution
 from support.chat import (
     conversation,
     conversation_to,
@@ -38,6 +39,7 @@ from support.metrics import (
     entity_report,
     text_numbers,
 )
+from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines
 
@@ -93,7 +95,7 @@ class Task:
         return None
 
     def numbers(self, lines, answers, loss, n_targets):
-        """{name: number}: how good the answers are, and the mean loss on so many targets."""
+        """{name: number}: how good the answers are, and the mean loss on the targets."""
         n_bytes = sum(len(line["text"].encode()) for line in lines)
         bits = loss * n_targets / math.log(2)
         return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits / max(n_bytes, 1)}
@@ -192,7 +194,7 @@ class Chat(Completion):
 
     def length(self, line):
         last = self.last_answer(line)
-        ((_, learned),) = conversation_to(line["messages"], last, self.tokenizer)
+        _, learned = conversation_to(line["messages"], last, self.tokenizer)
         return sum(learned)
 
     def answers(self, model, lines):
@@ -206,35 +208,11 @@ class Chat(Completion):
         return "\n".join(said[:last]), said[last]
 
 
-class Classification(Task):
-    """A text and its label, which takes the place of the next token after the last one."""
+class Labelled:
+    """What is judged and reported alike, whether a head or the text itself says the label."""
 
     best_metric = "macro_f1"
     noisy_field = "text"
-
-    def __init__(self, config, tokenizer, first, lines):
-        super().__init__(config, tokenizer, first, lines)
-        self.splits = self.long == "chunk"
-        self.labels = self.classes = classes_of(lines, config)
-
-    def tokens(self, line):
-        return [*self.first, *self.encode(line["text"])] or [0]
-
-    def examples(self, line):
-        label, size = self.labels.index(line["label"]), self.config.block_size
-        tokens = self.tokens(line)
-        if self.splits:
-            pieces = [tokens[i : i + size] for i in range(0, len(tokens), size)]
-        else:
-            pieces = [tokens]
-        return [Example(piece, [IGNORED] * (len(piece) - 1) + [label]) for piece in pieces]
-
-    def answers(self, model, lines):
-        rows = [self.tokens(line)[-self.config.block_size :] for line in lines]
-        return [self.labels[best[-1]] for best in likeliest(model, rows)]
-
-    def right(self, line):
-        return line["label"]
 
     def numbers(self, lines, answers, loss, n_targets):
         return class_numbers([line["label"] for line in lines], answers, self.classes)
@@ -248,16 +226,36 @@ class Classification(Task):
         return class_report(gold, answers, self.classes)
 
 
-class WrittenClass(Completion):
-    """The same without a head: the model writes the label as text."""
+class Classification(Labelled, Task):
+    """A text and its label, which takes the place of the next token after the last one."""
 
-    best_metric = "macro_f1"
-    noisy_field = "text"
-    numbers, guesses, report = (
-        Classification.numbers,
-        Classification.guesses,
-        Classification.report,
-    )
+    def __init__(self, config, tokenizer, first, lines):
+        super().__init__(config, tokenizer, first, lines)
+        self.splits = self.long == "chunk"
+        self.labels = self.classes = classes_of(lines, config)
+
+    def tokens(self, line):
+        return [*self.first, *self.encode(line["text"])] or [0]
+
+    def examples(self, line):
+        label, size = self.labels.index(line["label"]), self.config.block_size
+        tokens = self.tokens(line)
+        if self.splits:
+            parts = [tokens[i : i + size] for i in range(0, len(tokens), size)]
+        else:
+            parts = [tokens]
+        return [Example(part, [IGNORED] * (len(part) - 1) + [label]) for part in parts]
+
+    def answers(self, model, lines):
+        rows = [self.tokens(line)[-self.config.block_size :] for line in lines]
+        return [self.labels[best[-1]] for best in likeliest(model, rows)]
+
+    def right(self, line):
+        return line["label"]
+
+
+class WrittenClass(Labelled, Completion):
+    """The same without a head: the model writes the label as text."""
 
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
@@ -298,12 +296,12 @@ class Tagging(Task):
         return found
 
     def answers(self, model, lines):
-        pieces = [list(self.pieces(line)) for line in lines]
-        rows = [tokens for of_line in pieces for tokens, _, _ in of_line]
+        parts = [list(self.pieces(line)) for line in lines]
+        rows = [tokens for of_line in parts for tokens, _, _ in of_line]
         best = iter(likeliest(model, rows))
         return [
             [self.labels[i] for (_, ends, _), row in zip(of_line, best) for i in row[ends].tolist()]
-            for of_line in pieces
+            for of_line in parts
         ]
 
     def right(self, line):
@@ -368,11 +366,12 @@ def rows_of(examples, size):
     return rows
 
 
-def batch_of(examples, pack=False, mask=False):
+def batch_of(examples, pack=False, hide_padding=False):
     """What `model(**batch)` takes: examples behind one another (`pack`) or in a row each.
 
-    Rows are filled up on the right, with targets of -1. `segments` number the examples, so that
-    none sees another or, without a causal `mask`, what fills a row.
+    Rows are filled up on the right, with targets of -1. `segments` number the examples of a row, so
+    that none sees another; `hide_padding` gives them also where each example has a row of its own,
+    for models that look both ways.
     """
     longest = max(len(example.inputs) for example in examples)
     rows = rows_of(examples, longest) if pack else [[example] for example in examples]
@@ -387,20 +386,25 @@ def batch_of(examples, pack=False, mask=False):
             segments[i, place] = number
             start = place.stop
     batch = {"inputs": inputs, "targets": targets}
-    return batch | ({"segments": segments} if mask or len(rows) < len(examples) else {})
+    return batch | ({"segments": segments} if hide_padding or len(rows) < len(examples) else {})
 
 
 # ------------------------------------------------------------------------------- asking the model
 
 
+def by_length(rows):
+    """The numbers of the rows, of shorter ones first, some at a time."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for first in range(0, len(order), ANSWERED_AT_ONCE):
+        yield order[first : first + ANSWERED_AT_ONCE]
+
+
 def likeliest(model, rows):
     """The number of the likeliest label at each token (T) of each row, read a few at a time."""
     device, found = model.token_embedding.weight.device, [None] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for first in range(0, len(rows), ANSWERED_AT_ONCE):
-        chosen = order[first : first + ANSWERED_AT_ONCE]
+    for chosen in by_length(rows):
         examples = [Example(rows[i], [IGNORED] * len(rows[i])) for i in chosen]
-        batch = batch_of(examples, mask=not model.config.causal)
+        batch = batch_of(examples, hide_padding=not model.config.causal)
         del batch["targets"]
         logits, _ = model(**{name: tensor.to(device) for name, tensor in batch.items()})
         for i, row in zip(chosen, logits.argmax(dim=2).cpu()):
@@ -409,12 +413,10 @@ def likeliest(model, rows):
 
 
 def written(model, tokenizer, prompts, longest, ends):
-    """What the model writes after each prompt, at most so many tokens: always the likeliest."""
+    """What the model writes after each prompt, at most `longest` tokens, always the likeliest."""
     greedy = partial(next_token_distribution, temperature=0.0)
     found = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for first in range(0, len(prompts), ANSWERED_AT_ONCE):
-        chosen = order[first : first + ANSWERED_AT_ONCE]
+    for chosen in by_length(prompts):
         rows = [prompts[i] for i in chosen]
         texts, going = [[] for _ in rows], [True] * len(rows)
         for tokens in generate(model, rows, longest, greedy, tokenizer.vocab_size):

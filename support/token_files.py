@@ -20,15 +20,7 @@ from support.tokenizer_files import tokenizer_from_nanogpt
 HEADER_BYTES = 1024
 MAGIC_DTYPES = {20240520: "<u2", 20240801: "<u4"}
 NANOGPT_VOCAB_SIZE = 50304  # what nanoGPT assumes where a folder says nothing
-# How the data that the configs name are made.
-SOURCES = {
-    "stories": "stories",
-    "python": "python",
-    "tinystories": "tinystories",
-    "fineweb_edu": "fineweb_edu",
-    "shakespeare": "shakespeare",
-    "shakespeare_char": "shakespeare --dataset=shakespeare_char --tokenizer=char",
-}
+CORPORA = "stories", "python", "tinystories", "fineweb_edu", "shakespeare"  # of prepare_data.py
 
 
 @dataclass
@@ -53,6 +45,11 @@ class Dataset:
     tokenizer: object | None  # None: the folder does not say; GPT-2's then, as in nanoGPT
     documents: int = 1  # in the training split, as far as is known
     floor: float | None = None  # bits per byte that no model can go below, where that is known
+
+    @property
+    def eot(self):
+        """The token that ends a document; None where it is not known."""
+        return self.tokenizer and self.tokenizer.eot
 
     def describe(self):
         """What a checkpoint keeps of its data: enough to notice when they have changed."""
@@ -80,8 +77,15 @@ def open_dataset(name):
             f"dataset={name} is a file. Make tokens of it: python prepare_data.py {name} "
             f"--dataset={short}, then type --dataset={short}"
         )
-    command = f"python prepare_data.py {SOURCES.get(name, f'PATH_OF_YOUR_TEXT --dataset={name}')}"
-    raise SystemExit(f"there is no data in {path}; make it with: {command}")
+    raise SystemExit(f"there is no data in {path}; make it with: {how_to_make(name)}")
+
+
+def how_to_make(name):
+    """The command that makes the data of this name."""
+    if name == "shakespeare_char":
+        return "python prepare_data.py shakespeare --dataset=shakespeare_char --tokenizer=char"
+    source = name if name in CORPORA else f"PATH_OF_YOUR_TEXT --dataset={name}"
+    return f"python prepare_data.py {source}"
 
 
 def open_prepared(path):
@@ -130,8 +134,8 @@ def open_foreign(path):
         files = sorted({*path.glob(f"{split}.bin"), *path.glob(f"*_{split}_*.bin")})
         if not files:
             raise SystemExit(
-                f"{path} has no {split}.bin and no *_{split}_*.bin; prepare text with: "
-                f"python prepare_data.py PATH_OF_YOUR_TEXT --dataset={path.name}"
+                f"{path} has no {split}.bin and no *_{split}_*.bin; make them with: "
+                f"{how_to_make(path.name)}"
             )
         splits[split] = Tokens([open_shard(file) for file in files], None)
     tokenizer, vocab_size = None, NANOGPT_VOCAB_SIZE

@@ -10,12 +10,15 @@ from support.files import read_json
 from support.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
+    GPT2_VOCAB_SIZES,
     UNKNOWN,
     BytePairTokenizer,
     CharTokenizer,
+    tiktoken_tokenizer,
     tokenizer_from_dict,
 )
 
+FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
 ANY = {"Regex": r"[\s\S]"}  # one character, whichever: the split of a tokenizer of characters
 # How a conversation is written with our special tokens, in Jinja (ChatML).
 CHATML = (
@@ -55,6 +58,32 @@ def load_tokenizer(source):
         return tokenizer_from_dict(content.get("tokenizer", content))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{source} is JSON, but not a tokenizer's ({error!r})") from error
+
+
+def assumed_tokenizer(path, model):
+    """GPT-2's, which nanoGPT too assumes for tokens that came without any."""
+    if model.config.vocab_size not in GPT2_VOCAB_SIZES:
+        raise SystemExit(f"{path} has no tokenizer: a tokenizer.json or meta.pkl should be there")
+    try:
+        return tiktoken_tokenizer("gpt2")
+    except ValueError as error:
+        raise SystemExit(f"{path} has no tokenizer; GPT-2's was tried: {error}") from None
+
+
+def token_before(tokenizer, documents):
+    """The token to put before a text, as in training: a beginning, or another text's end; or None.
+
+    A model of one long text knows neither.
+    """
+    if tokenizer.bos is None and documents >= FEW_DOCUMENTS:
+        return tokenizer.eot
+    return tokenizer.bos
+
+
+def tokens_before(tokenizer, documents):
+    """The same as a list, which is empty where there is none."""
+    before = token_before(tokenizer, documents)
+    return [] if before is None else [before]
 
 
 UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError)

@@ -137,6 +137,9 @@ def assembled(config, weights):
         model.head.weight = model.token_embedding.weight
     if not list(model.position.parameters()):
         model.position = type(model.position)(config)  # what it holds follows from the config
+    lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if lost:
+        raise SystemExit(f"{lost[0]} is in no file: register it with persistent=True")
     return model
 
 

@@ -57,6 +57,9 @@ def test_a_contestant_that_fails_is_told_and_the_others_go_on(monkeypatch, capsy
     )
     call(monkeypatch, "bench.py", "sample", "--rounds=1", *SMALL)
     assert "broken" not in capsys.readouterr().out
+    monkeypatch.setattr(bench, "measured_alone", lambda *_: None)
+    with pytest.raises(SystemExit, match="ours could not be measured"):
+        call(monkeypatch, "bench.py", "sample", "--rounds=1", *SMALL)
 
 
 @pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.chat import conversation, end_of_turn, opening, tokens_of, written
+from support.chat import conversation, end_of_turn, opening, rendered, tokens_of
 from support.tokenizer import byte_tokenizer, tokenizer_from_dict
 from support.tokenizer_files import CHATML, tokenizer_files
 
@@ -45,7 +45,7 @@ def learned_text(tokenizer, pair):
 def test_chatml_teaches_what_the_assistant_says_and_that_it_ends():
     tokenizer = byte_tokenizer()
     ((tokens, learned),) = conversation(TALK, tokenizer)
-    assert tokenizer.decode(tokens) == written(TALK, tokenizer)
+    assert tokenizer.decode(tokens) == rendered(TALK, tokenizer)
     assert learned_text(tokenizer, (tokens, learned)) == "Mei. 梅。<|im_end|>In the park.<|im_end|>"
     assert end_of_turn(tokenizer) == tokenizer.special_tokens["<|im_end|>"]
 
@@ -90,7 +90,7 @@ def test_what_a_person_types_never_becomes_a_special_token():
 
 def test_a_template_may_refuse_a_conversation_and_says_why():
     with pytest.raises(ValueError, match="user first"):
-        written(TALK, with_template(STRICT))
+        rendered(TALK, with_template(STRICT))
 
 
 @pytest.mark.parametrize("template", [CHATML, HEADERS, THINKING])
@@ -108,6 +108,6 @@ def test_conversations_are_written_as_transformers_writes_them(template, tmp_pat
         text = theirs.apply_chat_template(
             talk, tokenize=False, add_generation_prompt=answering, bos_token=""
         )
-        assert written(talk, tokenizer, answering) == text
+        assert rendered(talk, tokenizer, answering) == text
         ids = theirs(text, add_special_tokens=False)["input_ids"]
-        assert tokens_of(written(talk, tokenizer, answering), tokenizer) == ids
+        assert tokens_of(rendered(talk, tokenizer, answering), tokenizer) == ids

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from support.checkpoint import find_checkpoint, load_model, read_checkpoint, save_checkpoint
-from support.files import replacing
+from support.files import replacing, replacing_tree
 
 CONTENTS = {"model_config": {}, "step": 3}
 
@@ -33,6 +33,32 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with replacing(path, "w") as file:
         file.write("新")
     assert path.read_text(encoding="utf-8") == "新"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "a").write_text("old")
+    rename = Path.rename
+
+    def rename_or_fail(self, target):
+        if self.name.endswith(".tmp"):
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_or_fail)
+    with pytest.raises(OSError, match="disk full"), replacing_tree(path) as new:
+        (new / "a").write_text("new")
+    assert (path / "a").read_text() == "old"
+    monkeypatch.undo()
+    rename(path, tmp_path / "folder.old")  # as if the power had failed between two renames
+    with pytest.raises(KeyboardInterrupt), replacing_tree(path):
+        raise KeyboardInterrupt
+    assert (path / "a").read_text() == "old"
+    with replacing_tree(path) as new:
+        (new / "a").write_text("new")
+    assert (path / "a").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_stands_for_its_best_checkpoint_then_its_last(tmp_path):

@@ -57,6 +57,16 @@ def test_later_beats_earlier_whether_file_or_option(tmp_path):
     assert load(path).learning_rate == 1e-3
 
 
+def test_the_value_behind_an_option_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = file_with(tmp_path, "batch_size = 3\n", name="train.py")
+    knobs = load("--start", "train", "--out_dir", "FILE:asked.py", "--bias", path)
+    assert (knobs.start, knobs.out_dir) == ("train", "FILE:asked.py")
+    assert (knobs.bias, knobs.batch_size) == (True, 3)
+    with pytest.raises(SystemExit, match=r"train is no option; did you mean train.py"):
+        load("train")
+
+
 def test_a_config_file_may_compute_and_import(tmp_path):
     text = "import math\n_half = 6\nbatch_size = 2 * _half\ndef twice(x): return 2 * x\n"
     assert load(file_with(tmp_path, text)).batch_size == 12

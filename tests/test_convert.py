@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sample import generate, next_token_distribution
-from support.chat import compiled
+from support.chat import compiled_template
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.gguf_file import interleaved, write_gguf
 from support.huggingface import from_hub, read_model, save_json, write_model
@@ -465,9 +465,9 @@ def weights_in_gguf(path):
 @pytest.mark.parametrize("knobs", FAMILIES)
 def test_a_gguf_file_holds_every_weight_and_token(trained, run, knobs, kind, closeness):
     trained(*knobs.split())
-    run("convert.py", "out/tiny", "--to=gguf", "--out=there.gguf", f"--dtype={kind}")
+    run("convert.py", "out/tiny", "--to=gguf", "--out=new/there.gguf", f"--dtype={kind}")
     model, tokenizer, _ = load_model("out/tiny")
-    fields, tensors = weights_in_gguf("there.gguf")
+    fields, tensors = weights_in_gguf("new/there.gguf")
     family = ["gpt2", "llama", "qwen2", "qwen3"][FAMILIES.index(knobs)]
     assert fields["general.architecture"] == family
     assert fields[f"{family}.block_count"] == 2
@@ -766,4 +766,5 @@ def test_vocab_and_merges_alone_are_enough_for_gpt2_only(tmp_path):
     ],
 )
 def test_templates_may_use_what_transformers_gives_them(template, written):
-    assert compiled(template).render(messages=[{"content": "你好 <b>"}, {}], **{}) == written
+    messages = [{"content": "你好 <b>"}, {}]
+    assert compiled_template(template).render(messages=messages) == written

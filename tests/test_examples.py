@@ -7,7 +7,7 @@ import pytest
 
 from support.examples import in_bio, open_examples
 from support.labelling import gaps, pieces, word_tokens, words_of
-from support.tokenizer import byte_tokenizer
+from support.tokenizer import byte_tokenizer, char_tokenizer
 
 MOODS = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(40)]
 
@@ -64,11 +64,12 @@ def test_what_has_a_label_of_its_own_is_learned_and_not_judged_by():
     assert len(open_examples("moods.jsonl", "classification")["val"]) == 2
 
 
-def test_a_folder_without_a_test_file_is_tested_on_its_validation_examples():
+def test_a_folder_without_a_test_file_is_tested_on_its_validation_examples(capsys):
     wrote("moods/train.jsonl", MOODS)
     wrote("moods/dev.jsonl", MOODS[:4])
     found = open_examples("moods", "classification")
     assert found["test"] == found["val"] and len(found["val"]) == 4
+    assert "moods has no test examples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -207,4 +208,6 @@ def test_words_are_joined_as_in_running_text_and_each_has_an_end():
     assert ends == sorted(ends) and ends[-1] == len(tokens) - 1
     parts = list(pieces(["a" * 30, "b", "c"], byte_tokenizer(), first=[256], block_size=8))
     assert [len(tokens) for tokens, _ in parts] == [8, 4] and [e for _, e in parts] == [[7], [1, 3]]
+    nothing_known = list(pieces(["é"], char_tokenizer(["abc"]), first=[], block_size=8))
+    assert nothing_known == [([0], [0])]
     assert words_of("Mei's kite, 风筝!") == ["Mei's", "kite", ",", "风", "筝", "!"]

@@ -224,8 +224,8 @@ def loss_of(model, batch):
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_batch_of_mixed_lengths_has_the_loss_of_its_examples_one_at_a_time(pack, causal):
     model, examples = small(causal=causal).eval(), examples_of_many_lengths()
-    one_by_one = [loss_of(model, batch_of([e], mask=not causal)) for e in examples]
-    together = loss_of(model, batch_of(examples, pack, mask=not causal))
+    one_by_one = [loss_of(model, batch_of([e], hide_padding=not causal)) for e in examples]
+    together = loss_of(model, batch_of(examples, pack, hide_padding=not causal))
     assert together[1] == sum(n for _, n in one_by_one)
     assert together[0] == pytest.approx(sum(loss for loss, _ in one_by_one), rel=1e-4)
 
@@ -526,6 +526,8 @@ def test_pretraining_goes_on_with_a_folder_of_tokens(tune):
     assert last()["step"] == 6 and last()["train_config"]["best_metric"] == "val_loss"
     with pytest.raises(SystemExit, match="folder of tokens"):
         tune("completion", "--dataset=tiny")
+    with pytest.raises(SystemExit, match=r"word_swap=0.2 is for examples.*leave out --word_swap"):
+        tune("text", "--dataset=tiny", "--word_swap=0.2")
 
 
 def test_a_longer_context_is_had_with_rotary_positions_and_refused_with_learned_ones(tune):

@@ -448,8 +448,20 @@ def test_positions_of_ones_own_come_back_with_what_follows_from_the_config(monke
         def forward(self, x, positions):
             return x + self.table[positions], nn.Identity()
 
-    monkeypatch.setattr(model_module, "LearnedPositions", Sinusoids)
+    monkeypatch.setitem(model_module.POSITIONS, "learned", Sinusoids)
     model = make("gpt2").eval()
     again = assembled(model.config, model.state_dict())
     tokens = some_tokens()
     torch.testing.assert_close(again(tokens)[0], model(tokens)[0])
+
+
+def test_a_buffer_that_no_file_holds_is_told_by_name(monkeypatch):
+    class Sloped(model_module.CausalSelfAttention):
+        def __init__(self, config, layer):
+            super().__init__(config, layer)
+            self.register_buffer("slopes", torch.ones(config.n_head), persistent=False)
+
+    monkeypatch.setattr(model_module, "CausalSelfAttention", Sloped)
+    model = make("gpt2")
+    with pytest.raises(SystemExit, match=r"slopes is in no file: register it with persistent=True"):
+        assembled(model.config, model.state_dict())

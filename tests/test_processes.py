@@ -22,6 +22,12 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch):
     assert pick_device("cpu").type == "cpu"
 
 
+@pytest.mark.parametrize("device", ["cpu:foo", "cpu:0", "cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_told(device):
+    with pytest.raises(SystemExit, match=rf"device={device} is not usable here"):
+        pick_device(device)
+
+
 def test_bfloat16_is_taken_where_the_hardware_multiplies_it_fast(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert pick_dtype("auto", CPU) == torch.bfloat16

@@ -26,6 +26,7 @@ from sample import (
     looked_up,
     next_token_distribution,
 )
+from support import quantize
 from support.config import load_config
 from support.processes import open_world
 from support.quantize import HalfLinear, Int8Linear, replace_linears
@@ -608,9 +609,21 @@ def test_what_eight_bits_cost_is_told_where_the_held_out_data_are(trained, run, 
     run("sample.py", *options)
     told = re.search(r"held-out tokens: ([\d.]+) before, ([\d.]+) in int8", capsys.readouterr().err)
     assert float(told[2]) == pytest.approx(float(told[1]), rel=0.05)
+    Path("other.txt").write_text("pack my box with five dozen liquor jugs. " * 99, encoding="utf-8")
+    run("prepare_data.py", "other.txt", "--dataset=tiny", "--tokenizer=char")  # other tokens
+    run("sample.py", *options)
     shutil.rmtree("data")
     run("sample.py", *options)
     assert "perplexity" not in capsys.readouterr().err
+
+
+def test_a_conversation_is_one_text_at_a_time_for_its_weights(trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sample, "lightened", lambda model, _, rows, __: asked.append(rows) or model)
+    with open_world("cpu") as world:
+        for chat in (True, False):
+            sample.load_for_sampling(SampleConfig(out_dir="out/tiny", chat=chat), world)
+    assert asked == [1, 3]
 
 
 def precision_of(layer):
@@ -634,11 +647,11 @@ def test_the_weights_have_the_precision_asked_for(options, dtype, trained, monke
 
 
 def test_on_a_cpu_a_large_model_is_read_in_16_bits_as_suits_the_number_of_rows(monkeypatch):
-    monkeypatch.setattr(sample, "FLOAT32_BELOW", 0)
+    monkeypatch.setattr(quantize, "FLOAT32_BELOW", 0)
     config = SampleConfig(device="cpu")
     with open_world("cpu", "auto", to_train=False) as world:
         for rows, dtype in ((1, torch.float16), (3, world.dtype)):
-            model = sample.lightened(make_model(), config, rows, world)
+            model = quantize.lightened(make_model(), config, rows, world)
             assert precision_of(model.blocks[0].mlp.up) == dtype
 
 

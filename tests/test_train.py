@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,14 @@ from torch import nn
 
 import train as train_module
 from model import IGNORED, ModelConfig, Transformer
-from support.checkpoint import read_checkpoint
+from support.checkpoint import read_checkpoint, save_checkpoint
 from support.optimizers import Muon
 from support.processes import World
-from support.report import read_log
+from support.report import advice_on_memory, read_log
 from support.token_files import Tokens, Windows, open_dataset, permuted
 from tests.conftest import REPOSITORY, TINY
 from train import (
-    Average,
+    EMA,
     Progress,
     TrainConfig,
     make_optimizers,
@@ -214,27 +215,27 @@ def test_frozen_weights_are_left_to_no_optimizer(small_model):
 
 
 def test_the_average_of_weights_is_exponential(small_model):
-    average = Average(small_model, decay=0.75)
+    ema = EMA(small_model, decay=0.75)
     name, weight = next(iter(small_model.named_parameters()))
     before = weight.detach().clone()
     with torch.no_grad():
         weight.add_(1.0)
-    average.update(small_model, step=1000)
-    torch.testing.assert_close(average.weights[name], before + 0.25)
-    average.swap(small_model)
+    ema.update(small_model, step=1000)
+    torch.testing.assert_close(ema.weights[name], before + 0.25)
+    ema.swap(small_model)
     torch.testing.assert_close(weight.detach(), before + 0.25)
-    average.swap(small_model)
+    ema.swap(small_model)
     torch.testing.assert_close(weight.detach(), before + 1.0)
 
 
 def test_the_average_follows_faster_in_the_first_steps(small_model):
-    average = Average(small_model, decay=0.999)
+    ema = EMA(small_model, decay=0.999)
     name, weight = next(iter(small_model.named_parameters()))
     before = weight.detach().clone()
     with torch.no_grad():
         weight.add_(1.0)
-    average.update(small_model, step=0)
-    torch.testing.assert_close(average.weights[name], before + 0.9)
+    ema.update(small_model, step=0)
+    torch.testing.assert_close(ema.weights[name], before + 0.9)
 
 
 # ---------------------------------------------------------------------------- the run itself
@@ -468,8 +469,8 @@ class Report0:
     def evaluated(self, progress, numbers):
         pass
 
-    def step(self, progress, loss, norm, rate, n_targets):
-        self.norms.append(norm)
+    def step(self, progress, n_tokens, loss, grad_norm, learning_rate):
+        self.norms.append(grad_norm)
 
 
 def train_scale(inputs_at, tmp_path, **settings):
@@ -520,6 +521,16 @@ def test_a_lack_of_memory_is_answered_with_settings_to_try(train_tiny, monkeypat
     assert str(stop.value) == (
         "out of memory with batch_size=4; try --batch_size=2 --gradient_accumulation_steps=4"
     )
+
+
+@pytest.mark.parametrize(("block_size", "advice"), [(64, "=32"), (None, " (half of the model's)")])
+def test_with_one_sequence_the_context_is_what_can_be_smaller(block_size, advice):
+    config = types.SimpleNamespace(
+        batch_size=1, gradient_accumulation_steps=1, block_size=block_size
+    )
+    with pytest.raises(SystemExit) as stop, advice_on_memory(config):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert str(stop.value) == f"out of memory with batch_size=1; try --block_size{advice}"
 
 
 def test_without_a_compiler_training_goes_on_without_it(train_tiny, monkeypatch, capsys):
@@ -628,6 +639,15 @@ def test_resuming_keeps_the_settings_of_the_run_and_takes_what_is_typed(train_ti
     assert last()["step"] == 12
 
 
+def test_a_run_of_another_version_is_told_how_to_go_on(train_tiny, run):
+    train_tiny("--max_iters=2")
+    checkpoint = last()
+    checkpoint["train_config"]["knob_of_old"] = 3
+    save_checkpoint(Path("out/tiny/ckpt.pt"), checkpoint)
+    with pytest.raises(SystemExit, match=r"another version.*knob_of_old.*--init_from=out/tiny"):
+        run("train.py", "--init_from=resume", "--out_dir=out/tiny")
+
+
 def test_resuming_with_another_model_is_refused_by_name(train_tiny, run):
     train_tiny("--max_iters=2")
     with pytest.raises(SystemExit) as stop:
@@ -678,6 +698,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(train_tiny, capsys):
     assert "tokens per iteration will be: 128" in told
     for part in ("weights", "gradients", "optimizer", "activations", "epochs", "GFLOP a step"):
         assert part in told
+    assert "11 times, 3 batches of each split" in told
     assert "warmup_iters=100 lasts the whole run" in told
     assert "learned by heart" not in told
     train_tiny("--dry_run=True", "--max_iters=100000", "--ngrams=3")
@@ -813,24 +834,24 @@ def test_the_log_is_sent_to_wandb(train_tiny, monkeypatch):
 
 def test_progress_judges_losses_and_scores():
     progress = Progress()
-    assert progress.judge({"val_loss": 2.0}, "val_loss")
-    assert not progress.judge({"val_loss": 2.5}, "val_loss")
+    assert progress.note({"val_loss": 2.0}, "val_loss")
+    assert not progress.note({"val_loss": 2.5}, "val_loss")
     scores = Progress()
-    assert scores.judge({"accuracy": 0.5}, "accuracy")
-    assert scores.judge({"accuracy": 0.6}, "accuracy")
-    assert not scores.judge({"accuracy": 0.4}, "accuracy")
+    assert scores.note({"accuracy": 0.5}, "accuracy")
+    assert scores.note({"accuracy": 0.6}, "accuracy")
+    assert not scores.note({"accuracy": 0.4}, "accuracy")
     assert scores.without_gain == 1
 
 
 def test_of_equally_good_moments_the_one_with_less_loss_is_best():
     progress = Progress()
     for accuracy, loss, is_best in ((0, 9, True), (0, 8, True), (0, 8.5, False), (0.1, 9, True)):
-        assert progress.judge({"accuracy": accuracy, "val_loss": loss}, "accuracy") is is_best
+        assert progress.note({"accuracy": accuracy, "val_loss": loss}, "accuracy") is is_best
     older = Progress(best=0.1)  # of a checkpoint that does not tell the loss
-    assert not older.judge({"accuracy": 0.1, "val_loss": 1.0}, "accuracy")
+    assert not older.note({"accuracy": 0.1, "val_loss": 1.0}, "accuracy")
 
 
 def test_what_is_not_a_number_is_never_the_best():
     progress = Progress()
-    assert not progress.judge({"val_loss": math.nan}, "val_loss")
-    assert progress.judge({"val_loss": 3.0}, "val_loss")
+    assert not progress.note({"val_loss": math.nan}, "val_loss")
+    assert progress.note({"val_loss": 3.0}, "val_loss")

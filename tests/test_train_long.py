@@ -53,9 +53,9 @@ class Heard(Report0):
         super().__init__()
         self.rates, self.said = [], []
 
-    def step(self, progress, loss, norm, rate, n_targets):
-        super().step(progress, loss, norm, rate, n_targets)
-        self.rates.append(rate)
+    def step(self, progress, n_tokens, learning_rate, **more):
+        super().step(progress, n_tokens, learning_rate=learning_rate, **more)
+        self.rates.append(learning_rate)
 
     def say(self, line):
         self.said.append(line)

@@ -38,7 +38,7 @@ SIZES = {  # examples in each split
     "chat": (4000, 100, 200),
 }
 FEWEST = 10  # in a split, however small the corpus
-FROM_ONE_STORY = 3  # at most so many excerpts for relations or translation
+FROM_ONE_STORY = 3  # excerpts for relations or translation, at the most
 TITLE = {"en": "\n\nTitle:", "zh": "\n\n标题："}
 ANSWER = {"en": "\n\nQuestion: {}\nAnswer:", "zh": "\n\n问：{}\n答："}
 RELATIONS = {"en": "\n\nWho did what to whom?\n", "zh": "\n\n谁对谁做了什么？\n"}
@@ -94,7 +94,7 @@ def story_tasks(seed, language=None, share=1.0):
 
 
 def examples_of(stories, sizes, random, seen):
-    """{task: examples}, so many of each task, from the next of the stories; `seen` are left out."""
+    """{task: examples}, `sizes` of each, from the next of the stories; `seen` are left out."""
 
     def pick(options):
         return options[int(random() * len(options))]
