@@ -40,7 +40,7 @@ from support.tokenizer import (
     tiktoken_tokenizer,
     train_bpe,
 )
-from support.tokenizer_files import load_tokenizer
+from support.tokenizer_files import load_tokenizer, may_be_on_the_hub
 
 DATA = Path("data")
 FORMAT = 1
@@ -89,7 +89,7 @@ class PrepareConfig:
 
     paths: Paths = ("stories",)  # text, or the name of a corpus
     dataset: str | None = None  # the folder in data/; None: named after the first path
-    tokenizer: str = "bpe"  # bpe char byte gpt2 cl100k_base o200k_base, or PATH of an existing one
+    tokenizer: str = "bpe"  # bpe char byte gpt2 cl100k_base o200k_base; PATH or hub/NAME of another
     vocab_size: int | None = None  # of bpe; None: 1024, from 2 MB of text 2048, from 10 MB 4096
     val_fraction: float = 0.1  # share of the text to validate on, unless a corpus has its own
     megabytes: float = 12.0  # stories: how many to train on
@@ -119,7 +119,8 @@ def main(argv=None):
 def check(config):
     """Raise ValueError for options that cannot work, before anything is read."""
     known = (*TIKTOKEN, "bpe", "char", "byte")
-    if config.tokenizer not in known and not Path(config.tokenizer).exists():
+    elsewhere = Path(config.tokenizer).exists() or may_be_on_the_hub(config.tokenizer)
+    if config.tokenizer not in known and not elsewhere:
         expected = f"{', '.join(known)}, or the path of a tokenizer, a data folder or a run"
         raise ValueError(f"tokenizer={config.tokenizer}: expected {expected}")
     if config.vocab_size is not None and config.tokenizer != "bpe":

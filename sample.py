@@ -187,7 +187,7 @@ class Context:
     def record(self):
         try:
             self.step = recorded_step(self.model, self.cache)
-        except (RuntimeError, TypeError) as error:
+        except Exception as error:  # of any kind: without a recording all goes on as well
             self.recorded, reason = False, str(error).partition("\n")[0]
             print(f"record: not possible here ({reason})", file=sys.stderr)
 

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from model import ModelConfig, Transformer
-from support.checkpoint import huggingface_folder, load_model, refuse_added
+from support.checkpoint import load_model, refuse_added
 from support.weights import assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
@@ -69,7 +69,6 @@ def pretrained_model(config, dataset):
 def check_tokenizer(stored, dataset, source):
     """Exit where the weights know other tokens than the data have."""
     if stored and dataset.tokenizer and stored != dataset.tokenizer.to_dict():
-        source = huggingface_folder(source) or source  # prepare_data.py wants a path
         raise SystemExit(
             f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
             f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"

@@ -33,7 +33,14 @@ DIGITS_PATTERN = (
 
 
 def load_tokenizer(source):
-    """The tokenizer of a data folder, a run, a Hugging Face or nanoGPT folder, or a file in one."""
+    """The tokenizer of a data folder, a run, a Hugging Face or nanoGPT folder, or a file in one.
+
+    Or of a model on Hugging Face's hub, `owner/name`.
+    """
+    if not Path(source).exists() and may_be_on_the_hub(source):
+        from support.huggingface import from_hub  # which brings torch, and its memory
+
+        source = from_hub(source)
     source = Path(source)
     if source.is_dir():
         names = ("ckpt.pt", "best.pt", "meta.json", "tokenizer.json", "meta.pkl", "vocab.json")
@@ -58,6 +65,12 @@ def load_tokenizer(source):
         return tokenizer_from_dict(content.get("tokenizer", content))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{source} is JSON, but not a tokenizer's ({error!r})") from error
+
+
+def may_be_on_the_hub(source):
+    """Whether `source` looks like owner/name, and the owner is no folder here."""
+    owner, slash, name = str(source).partition("/")
+    return bool(slash and owner and name) and "/" not in name and not Path(owner).is_dir()
 
 
 def assumed_tokenizer(path, model):

@@ -365,6 +365,15 @@ def test_unknown_characters_are_dropped_and_counted(capsys):
     assert "40 unknown characters" in capsys.readouterr().out
 
 
+def test_a_name_on_the_hub_may_bring_the_tokenizer(monkeypatch):
+    from support import huggingface
+
+    main([save_lines("a.jsonl", ["hello you"] * 200), "--dataset=old", "--tokenizer=byte"])
+    monkeypatch.setattr(huggingface, "from_hub", {"somebody/model": "data/old"}.__getitem__)
+    main([save_lines("b.jsonl", ["hello me"] * 200), "--dataset=new", "--tokenizer=somebody/model"])
+    assert result("new")[0]["tokenizer_sha256"] == result("old")[0]["tokenizer_sha256"]
+
+
 def test_a_tokenizer_without_an_end_of_text_writes_none():
     save(
         "t/meta.json",
@@ -439,6 +448,7 @@ def test_a_bad_file_is_named_and_changes_nothing(name, older):
     [
         (["nowhere.txt"], "there is no file or folder nowhere.txt"),
         (["older.txt", "--tokenizer=bep"], "tokenizer=bep: expected gpt2"),
+        (["older.txt", "--tokenizer=data/none"], "tokenizer=data/none: expected gpt2"),
         (["older.txt", "--tokenizer=byte", "--vocab_size=500"], "leave --vocab_size out"),
         (["older.txt", "--vocab_size=100"], "vocab_size=100 is too small"),
         (["older.txt", "--val_fraction=1.5"], "val_fraction=1.5: expected"),
