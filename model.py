@@ -131,8 +131,9 @@ def causal_attention(q, k, v, mask=None, dropout=0.0):
 
     q (B, H, T, D); k and v (B, K, S, D); mask as from attention_mask, None for the plain triangle.
     """
-    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)               # k1 k2 -> k1 k1 k2 k2
-    v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)               # (B, H, S, D)
+    if k.size(1) != q.size(1):
+        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)           # k1 k2 -> k1 k1 k2 k2
+        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)           # (B, H, S, D)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))             # (B, H, T, S)
     if mask is None:
         T, S = scores.shape[-2:]
@@ -313,7 +314,7 @@ class KVCache:
             rows, columns = torch.arange(k.size(0), device=k.device)[:, None], self.positions(T)
             keys[rows, :, columns] = k.transpose(1, 2).to(keys.dtype)
             values[rows, :, columns] = v.transpose(1, 2).to(values.dtype)
-        return keys[:, :, :S].type_as(k), values[:, :, :S].type_as(v)
+        return keys[:, :, :S], values[:, :, :S]
 
     def advance(self, T):
         """Count T more positions as filled, once every layer has stored them."""
@@ -364,7 +365,8 @@ class CausalSelfAttention(nn.Module):
         v = self.heads(self.value(x))                                    # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                        # (B, K, S, D)
-        y = self.attend(q, k, v, mask, self.attention_dropout if self.training else 0.0)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = self.attend(q.type_as(k), k, v, mask, dropout).type_as(x)    # (B, H, T, D)
         return self.dropout(self.output(y.transpose(1, 2).flatten(2)))   # (B, T, C)
 
     def heads(self, x):

@@ -21,7 +21,7 @@ from support.checkpoint import in_a_line, load_model
 from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
-from support.quantize import lightened
+from support.quantize import cache_dtype, lightened
 from support.recording import recorded_step
 from support.token_files import Windows, open_dataset
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
@@ -170,7 +170,8 @@ class Context:
         if n_rows != len(self.rows):
             self.rows, old = [], None
         room = min(config.block_size, max(room, 2 * old.room if old else 0))
-        self.cache, self.step = KVCache(config, n_rows, weight.device, weight.dtype, room), None
+        self.step = None
+        self.cache = KVCache(config, n_rows, weight.device, cache_dtype(self.model), room)
         if old:
             self.cache.copy_from(old)
 

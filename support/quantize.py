@@ -34,6 +34,13 @@ def lightened(model, config, rows_at_once, world):
     return model.to(dtype)
 
 
+def cache_dtype(model):
+    """What keys and values are kept in: 16 bits beside lighter weights, where these are fast."""
+    weight = model.token_embedding.weight
+    is_light = any(isinstance(module, LightLinear) for module in model.modules())
+    return pick_dtype("auto", weight.device) if is_light else weight.dtype
+
+
 class LightLinear(nn.Module):
     """What both have: a bias, and weights `packed` for a kernel where the processor has one."""
 
