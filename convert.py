@@ -43,8 +43,14 @@ USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokens = model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=100)
+{inputs}
+tokens = model.generate(**inputs, max_new_tokens=100)
 print(tokenizer.decode(tokens[0]))"""
+TEXT = 'inputs = tokenizer("Once", return_tensors="pt")'
+CHAT = """messages = [{"role": "user", "content": "Hello!"}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)"""
 GGUF_KINDS = {"auto": "f16", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}
 # Of nanoGPT's settings, those that are about another machine or are set by what it is converted to.
 NOT_KEPT = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "vocab_size"}
@@ -167,9 +173,9 @@ def to_huggingface(config):
         tokenizer,
         None if config.dtype == "auto" else getattr(torch, config.dtype),
         bos_of(tokenizer, checkpoint),
-        card(model, checkpoint, Path(config.out).name),
+        card(model, tokenizer, checkpoint, Path(config.out).name),
     )
-    print(f"{config.out} is written; to use it:\n\n{USE.format(folder=config.out)}")
+    print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer, checkpoint)}")
 
 
 def to_gguf(config):
@@ -254,7 +260,14 @@ def bos_of(tokenizer, checkpoint):
     return tokenizer and token_before(tokenizer, checkpoint["data"].get("train_documents", 0))
 
 
-def card(model, checkpoint, name):
+def use(folder, tokenizer, checkpoint):
+    """How transformers writes text, or answers, with the model in a folder."""
+    converses = (checkpoint.get("task") or {}).get("task") == "chat"
+    converses = converses or (tokenizer and tokenizer.chat_template)
+    return USE.format(folder=folder, inputs=CHAT if converses else TEXT)
+
+
+def card(model, tokenizer, checkpoint, name):
     """The README.md of a Hugging Face folder: what the model is, and how well it does."""
     count = sum(weight.numel() for weight in model.parameters())
     known = checkpoint["train_config"]
@@ -264,7 +277,8 @@ def card(model, checkpoint, name):
         lines += [f"- trained on {known.get('dataset')}: {checkpoint['step']:,} steps"]
         lines += [f"- {metric.replace('_', ' ')}: {best:.4f}"] if best is not None else []
     shape = ", ".join(f"{key}={value}" for key, value in vars(model.config).items())
-    lines += [f"- its shape: {shape}", "", "```python", USE.format(folder=name), "```", ""]
+    lines += [f"- its shape: {shape}", "", "```python", use(name, tokenizer, checkpoint)]
+    lines += ["```", ""]
     return "\n".join([f"# {name}", "", *lines])
 
 

@@ -56,7 +56,7 @@ from train import (
 
 QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # where no task is named
 # What does nothing to a folder of tokens, which has neither fields nor words nor examples.
-EXAMPLES_ALONE = "format fields val_fraction long pack word_deletion word_swap token_shift"
+EXAMPLES_ALONE = "format fields encoding val_fraction long pack word_deletion word_swap token_shift"
 NOTHING = Example([0], [IGNORED])  # stands for examples that random changes left without a target
 
 
@@ -74,6 +74,7 @@ class FinetuneConfig(TrainConfig):
     dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; or of tokens
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # auto: by its name
     fields: tuple[str, ...] = ()  # what a file calls its own: --fields text=message label=topic
+    encoding: str = "utf-8"  # of the file; what Excel saves in Chinese is in gb18030
     val_fraction: float = 0.1  # of a single file, and as much again to test with
     generative: bool = False  # classification: write the label as text, without a head for labels
     long: Literal["cut", "chunk"] = "cut"  # an example beyond block_size: keep its end, or split it

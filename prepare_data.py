@@ -9,7 +9,6 @@ or not at all.
 import errno
 import json
 import os
-import shlex
 import sys
 import tempfile
 import textwrap
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from support.config import load_config
 from support.corpora import FINEWEB_EDU_URL, NAMES, fineweb_edu_shards, open_corpus
-from support.files import replacing, replacing_tree, until_nobody_reads
+from support.files import check_encoding, replacing, replacing_tree, until_nobody_reads
 from support.metrics import width
 from support.tokenizer import (
     byte_tokenizer,
@@ -92,6 +91,8 @@ class PrepareConfig:
     tokenizer: str = "bpe"  # bpe char byte gpt2 cl100k_base o200k_base; PATH or hub/NAME of another
     vocab_size: int | None = None  # of bpe; None: 1024, from 2 MB of text 2048, from 10 MB 4096
     val_fraction: float = 0.1  # share of the text to validate on, unless a corpus has its own
+    encoding: str = "utf-8"  # of text files; older Chinese ones are in gb18030 or big5
+    field: str = "text"  # of .jsonl: what the field with the text is called
     megabytes: float = 12.0  # stories: how many to train on
     seed: int = 1337  # stories: which
     language: Literal["both", "en", "zh"] = "both"  # stories: told in English, in Chinese
@@ -134,6 +135,11 @@ def check(config):
         raise ValueError(f"megabytes={config.megabytes}: expected more than 0, less than a million")
     if not config.paths:
         raise ValueError(f"nothing to prepare: name files, folders or one of {', '.join(NAMES)}")
+    check_encoding(config.encoding)
+    for name in ("encoding", "field"):
+        value, corpora = getattr(config, name), set(NAMES) & set(config.paths)
+        if corpora and value != getattr(PrepareConfig, name):
+            raise ValueError(f"{name}={value} is for text of your own, not for {min(corpora)}")
     for name, readers in READ_BY.items():
         value = getattr(config, name)
         if value != getattr(PrepareConfig, name) and not readers & set(config.paths):
@@ -145,7 +151,7 @@ def prepare(config):
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         language = None if config.language == "both" else config.language
-        knobs = (config.megabytes, config.seed, language)
+        knobs = (config.megabytes, config.seed, language, config.encoding, config.field)
         corpus = open_corpus(config.paths, DATA, scratch, *knobs)
         if corpus.split_rule and config.val_fraction != PrepareConfig.val_fraction:
             raise ValueError(
@@ -550,7 +556,9 @@ def next_command(name):
     recipe = RECIPES.get(name)
     if recipe:
         return f"python train.py {recipe}"
-    dataset, out_dir = shlex.quote(f"--dataset={name}"), shlex.quote(f"--out_dir=out/{name}")
+    plain = all(character.isalnum() or character in "-_." for character in name)
+    quote = "" if plain else '"'
+    dataset, out_dir = f"--dataset={quote}{name}{quote}", f"--out_dir={quote}out/{name}{quote}"
     return f"python train.py config/stories.py {dataset} {out_dir}"
 
 

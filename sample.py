@@ -345,8 +345,8 @@ class TextStream:
         return text
 
     def finish(self):
-        """The rest of the text, when no token follows."""
-        rest = "" if self.ended else self.held + self.decoder.decode(b"", final=True)
+        """The rest of the text, when no token follows; without a character that is not whole."""
+        rest = "" if self.ended else self.held
         self.ended, self.held = True, ""
         return rest
 
@@ -444,12 +444,16 @@ def converse(model, tokenizer, config, out):
     print("type and press Enter; an empty line ends", file=sys.stderr)
     while line := read_line("> "):
         said.append({"role": "user", "content": line})
-        # Where there is no room for an answer, what was said first is forgotten.
-        while True:
+        try:
             prompt = opening(instruction + said, tokenizer)
-            if len(said) < 3 or len(prompt) < model.config.block_size // 2:
-                break
-            said = said[2:]
+            # Where there is no room for an answer, what was said first is forgotten.
+            while len(said) > 2 and len(prompt) >= model.config.block_size // 2:
+                said = said[2:]
+                prompt = opening(instruction + said, tokenizer)
+        except ValueError as error:  # an unknown character, or what the model's template refuses
+            print(error, file=sys.stderr)
+            said.pop()
+            continue
         stream = TextStream(tokenizer, config.stop, ends)
         answer = write_answer(context, stream, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
@@ -493,7 +497,7 @@ def write_labels(model, tokenizer, start, documents, task, out):
 def starts(config):
     """The texts to continue: the one that `start` stands for, or one after another as typed."""
     if config.interactive or config.start == "-":
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8-sig")
     if config.interactive:
         print("type a beginning and press Enter; an empty line ends", file=sys.stderr)
         while start := read_line("> "):
@@ -501,20 +505,32 @@ def starts(config):
     elif config.start.startswith("FILE:"):
         yield read_text(Path(config.start.removeprefix("FILE:")))
     else:
-        yield sys.stdin.read().removesuffix("\n") if config.start == "-" else config.start
+        yield read_input(sys.stdin.read).removesuffix("\n") if config.start == "-" else config.start
 
 
 def read_line(prompt):
     """A line from the keyboard; empty at its end."""
     print(prompt, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().rstrip("\r\n")
+    return read_input(sys.stdin.readline).rstrip("\r\n")
+
+
+def read_input(read):
+    """What `read` gives of standard input; exits where that is not UTF-8."""
+    try:
+        return read()
+    except UnicodeDecodeError:
+        raise SystemExit(
+            "what was typed or piped in is not UTF-8: set the terminal to it"
+        ) from None
 
 
 def read_text(path):
     """A prompt from a file, in UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig").removesuffix("\n")  # the editor's, not meant
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise SystemExit(f"start=FILE:{path} is not UTF-8: save it as UTF-8") from None
+    except OSError as error:
         raise SystemExit(f"start=FILE:{path} cannot be read: {error}") from None
 
 
@@ -583,12 +599,11 @@ def main():
                 raise SystemExit("this model gives labels, and holds no conversation: type --start")
             if not (tokenizer.chat_template or task.get("task") == "chat"):
                 print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-            try:
-                converse(model, tokenizer, config, sys.stdout)
-            except ValueError as error:  # the model's template refuses what was said
-                raise SystemExit(str(error)) from None
+            sys.stdin.reconfigure(encoding="utf-8-sig")
+            converse(model, tokenizer, config, sys.stdout)
             return
+        if task.get("task") == "chat":
+            print("this model was taught to converse: --chat", file=sys.stderr)
         context = new_context(model, config)
         for start in starts(config):
             try:

@@ -8,11 +8,13 @@ the comments behind the fields.
 
 import dataclasses
 import difflib
+import math
 import runpy
 import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from typing import get_origin
 
 import tyro
 
@@ -75,10 +77,13 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
     argv = with_values(sys.argv[1:] if argv is None else argv, Config)
+    for word in argv:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise SystemExit(f"{word!a} is not UTF-8: set the terminal to UTF-8, and type it again")
     files = config_files(argv, Config) if takes_files else []
-    for word in words_alone(argv) if takes_files else []:
-        if Path(f"{word}.py").is_file():
-            raise SystemExit(f"{word} is no option; did you mean {word}.py?")
+    for word in words_alone(argv, Config) if takes_files else []:
+        if word not in files:
+            raise SystemExit(f"{word} is no option, and no config file{meant_by(word, Config)}")
     typed = typed_options(argv)
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):
         if typed.get("init_from") != "resume":  # which takes the settings of the run
@@ -89,7 +94,7 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     for word in argv:
         named = word in (*files, str(default_file))
         for option in options_in(word, typed) if named else [[word]]:
-            words += translate(option, knobs)
+            words += translate(option, knobs, where=f"{as_typed(word)}: " if named else "")
     try:
         flags_take_a_value = (tyro.conf.FlagConversionOff,)  # --compile=False, not --no-compile
         with until_nobody_reads():
@@ -122,18 +127,36 @@ def with_values(argv, Config):
     ]
 
 
-def words_alone(argv):
-    """The words that are neither an option nor the value behind one, as in `--start FILE:x.py`."""
-    return [
-        word
-        for before, word in zip(["", *argv], argv)
-        if not word.startswith("-") and not (before.startswith("--") and "=" not in before)
-    ]
+def words_alone(argv, Config):
+    """The words that are neither an option nor a value behind one, as in `--start FILE:x.py`."""
+    types = {field.name: field.type for field in dataclasses.fields(Config)}
+    alone, room = [], 0  # for so many values
+    for word in with_values(argv, Config):
+        if word.startswith("--"):
+            name, equals, _ = word[2:].replace("-", "_").partition("=")
+            several = get_origin(types.get(name)) is tuple  # --stop "The end" "。"
+            room = 0 if equals else math.inf if several else 1
+        elif room and not (room == math.inf and word.endswith(".py") and Path(word).is_file()):
+            room -= 1
+        else:
+            alone.append(word)
+    return alone
 
 
 def config_files(argv, Config):
     """The arguments that name a config file, `config/x.py`."""
-    return [word for word in words_alone(with_values(argv, Config)) if word.endswith(".py")]
+    return [word for word in words_alone(argv, Config) if word.endswith(".py")]
+
+
+def meant_by(word, Config):
+    """What somebody who typed a word alone may have wanted to type."""
+    if Path(f"{word}.py").is_file():
+        return f"; did you mean {word}.py?"
+    if Path(word).is_file():
+        return f"; to make tokens of a text: python prepare_data.py {word} --dataset=NAME"
+    if "start" in (field.name for field in dataclasses.fields(Config)):
+        return f'; a text to go on from is typed as --start="{word} …"'
+    return " (see --help)"
 
 
 def options_in(path, typed=None):
@@ -143,11 +166,10 @@ def options_in(path, typed=None):
     knobs from another, as config/depth.py does.
     """
     if not Path(path).is_file():
-        there = [str(file) for file in Path(path).parent.glob("*.py")]
-        near = difflib.get_close_matches(str(path), there, n=1)
-        raise SystemExit(
-            f"there is no config file {path}" + "".join(f"; did you mean {x}?" for x in near)
-        )
+        there = {file.name: file for file in Path(path).parent.glob("*.py")}
+        near = difflib.get_close_matches(Path(path).name, there, n=1)
+        told = "".join(f"; did you mean {there[name]}?" for name in near)
+        raise SystemExit(f"there is no config file {path}{told}")
     options = []
     for name, value in runpy.run_path(str(path), {"_typed": typed or {}}).items():
         if name.startswith("_") or callable(value) or isinstance(value, ModuleType):
@@ -157,7 +179,7 @@ def options_in(path, typed=None):
     return options
 
 
-def translate(option, knobs):
+def translate(option, knobs, where=""):
     """The words of one option in our terms; other trainers' names are answered with ours."""
     name, _, value = option[0].partition("=")
     name = name.lstrip("-").replace("-", "_")
@@ -171,13 +193,16 @@ def translate(option, knobs):
     if name in TRANSLATED:
         choices = TRANSLATED[name]
         if value not in choices:
-            raise SystemExit(f"{option[0]}: expected --{name}={' or '.join(choices)}")
+            raise SystemExit(f"{where}{option[0]}: expected --{name}={' or '.join(choices)}")
         return choices[value]
     ours = ELSEWHERE.get(name)
     if ours not in knobs:
         ours = ELSEWHERE.get(ours)  # train.py counts in updates what finetune.py has in epochs
     if ours in knobs:
-        raise SystemExit(f"--{name} is called --{ours} here (see --help)")
+        raise SystemExit(f"{where}--{name} is called --{ours} here (see --help)")
+    near = difflib.get_close_matches(name, knobs, n=1) if name not in ("h", "help") else []
+    if near:
+        raise SystemExit(f"{where}--{name} is no option; did you mean --{near[0]}? (see --help)")
     return option
 
 

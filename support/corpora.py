@@ -28,6 +28,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from support.code_tasks import code_tasks, split_of
+from support.files import advice_on_encoding, with_mark
 from support.stories.tasks import story_tasks
 from support.tokenizer import repair
 
@@ -93,11 +94,12 @@ class Corpus:
     tasks: Callable[[], dict] = dict
 
 
-def open_corpus(paths, data, scratch, megabytes, seed, language):
+def open_corpus(paths, data, scratch, megabytes, seed, language, encoding="utf-8", field="text"):
     """The corpus that the words on the command line stand for.
 
     Downloads stay in the folder `data`; what can be made again lies in `scratch` as long as it is
-    needed. `megabytes`, `seed` and `language` ("en", "zh", None for both) are those of the stories.
+    needed. `megabytes`, `seed` and `language` ("en", "zh", None for both) are those of the stories;
+    `encoding` and the `field` of .jsonl those of a user's own files.
     Raises ValueError for what is not there or holds no text.
     """
     scratch = Path(scratch)
@@ -107,7 +109,7 @@ def open_corpus(paths, data, scratch, megabytes, seed, language):
             f"{named[0]} is a corpus of its own: prepare it apart from the other paths"
         )
     if not named:
-        return own_files(paths, scratch)
+        return own_files(paths, scratch, encoding, field)
     raw = Path(data, named[0], "raw")
     corpora = {
         "stories": partial(stories, megabytes, seed, language, scratch),
@@ -121,14 +123,14 @@ def open_corpus(paths, data, scratch, megabytes, seed, language):
 # ------------------------------------------------------------------------------- a user's own files
 
 
-def own_files(paths, scratch):
+def own_files(paths, scratch, encoding="utf-8", field="text"):
     """The documents of files, of folders and of standard input (`-`)."""
     files = []
     for path in paths:
         files += [spooled(scratch)] if path == "-" else files_under(Path(path))
     first = "stdin" if paths[0] == "-" else name_of(Path(paths[0]).resolve())
     size = sum(map(unpacked_size, files))
-    return Corpus(first, lambda: documents_in(files), size, list(paths))
+    return Corpus(first, lambda: documents_in(files, encoding, field), size, list(paths))
 
 
 def name_of(path):
@@ -147,6 +149,11 @@ def spooled(scratch):
 
 def files_under(path):
     """The files of text in a folder and its subfolders, in order; a file stands for itself."""
+    if path.is_file() and kind(path.name) in (".json", ".csv", ".tsv", ".xlsx", ".docx", ".pdf"):
+        raise ValueError(
+            f"{path} is not plain text, and would be learned with all its brackets and commas; "
+            'make it .txt, or .jsonl with {"text": "..."} in each line'
+        )
     if path.is_file():
         return [path]
     if not path.exists():
@@ -176,29 +183,29 @@ def kind(name):
     return Path(str(name).lower().removesuffix(".gz")).suffix
 
 
-def documents_in(files):
+def documents_in(files, encoding="utf-8", field="text"):
     """One document for each file, and for each line of a .jsonl file."""
     for file in files:
         if kind(file) == ".jsonl":
-            yield from lines_of(file)
+            yield from lines_of(file, encoding, field)
         else:
-            yield Document(TextFile(file))
+            yield Document(TextFile(file, encoding))
 
 
 class TextFile:
-    """A file of UTF-8 as pieces of text, read anew each time it is gone through."""
+    """A file as pieces of text, read anew each time it is gone through."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, encoding="utf-8"):
+        self.path, self.encoding = path, with_mark(encoding)
 
     def __iter__(self):
         # As in text mode: a byte order mark is dropped, every kind of line end becomes "\n".
-        utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+        decoder = codecs.getincrementaldecoder(self.encoding)()
+        decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
         fed = 0
         with open_bytes(self.path) as file:
             while chunk := file.read(CHUNK_BYTES):
-                refuse_binary(self.path, chunk, fed)
+                refuse_binary(self.path, chunk, fed, self.encoding)
                 fed += len(chunk)
                 yield decode(self.path, decoder, chunk, fed), len(chunk)
             yield decode(self.path, decoder, b"", fed, final=True), 0
@@ -228,12 +235,12 @@ def unpacked_size(path):
         return int.from_bytes(file.read(), "little")
 
 
-def refuse_binary(path, chunk, start):
-    """Raise ValueError for bytes that are no UTF-8 text, as soon as their look gives them away."""
+def refuse_binary(path, chunk, start, encoding):
+    """Raise ValueError for bytes that are no text, as soon as their look gives them away."""
+    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+        return
     if start == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise ValueError(
-            f"{path} is UTF-16; save it as UTF-8, or: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt"
-        )
+        raise ValueError(f"{path} is UTF-16; save it as UTF-8, or type --encoding=utf-16")
     if b"\0" in chunk:
         raise ValueError(f"{path} is a binary file: byte {start + chunk.index(0):,} is zero")
 
@@ -245,43 +252,40 @@ def decode(path, decoder, chunk, fed, final=False):
     except UnicodeDecodeError as error:
         offset = fed - len(error.object) + error.start
         raise ValueError(
-            f"{path} is not UTF-8: byte {offset:,} is 0x{error.object[error.start]:02x}. Save it "
-            f"as UTF-8, or convert it, perhaps: iconv -f {likely_encoding(error.object)} -t UTF-8 "
-            f"{path} > utf8.txt"
+            f"{path} is not {error.encoding.upper()}: byte {offset:,} is "
+            f"0x{error.object[error.start]:02x}; {advice_on_encoding(error.object)}"
         ) from error
 
 
-def likely_encoding(chunk):
-    """What bytes that are not UTF-8 are likely to be: the Chinese standard, or western European."""
-    text = chunk.decode("gb18030", "replace")
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
-    return "GB18030" if chinese > 10 * text.count("\ufffd") and chinese > 1 else "WINDOWS-1252"
-
-
-def lines_of(path):
-    """The documents of a .jsonl file: the field `text` of each line."""
+def lines_of(path, encoding, field):
+    """The documents of a .jsonl file: a field of each line."""
     fed = 0
+    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+        raise ValueError(f"{path}: lines of JSON are not read in {encoding}; save it as UTF-8")
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            refuse_binary(path, line, fed)
+            refuse_binary(path, line, fed, encoding)
             fed += len(line)
-            utf8 = codecs.getincrementaldecoder("utf-8-sig" if number == 1 else "utf-8")()
-            text = decode(path, utf8, line, fed, final=True)
+            marked = with_mark(encoding) if number == 1 else encoding
+            text = decode(path, codecs.getincrementaldecoder(marked)(), line, fed, final=True)
             if text.strip():
-                yield Document([(text_field(path, number, text), len(line))])
+                yield Document([(text_field(path, number, text, field), len(line))])
 
 
-def text_field(path, number, line):
+def text_field(path, number, line, field):
     """The text of one line of JSON."""
     try:
         fields = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-    text = fields.get("text") if isinstance(fields, dict) else None
+    text = fields.get(field) if isinstance(fields, dict) else None
     if not isinstance(text, str):
         found = ", ".join(fields) if isinstance(fields, dict) else type(fields).__name__
+        if text is not None:
+            found = str(text)[:40]
         raise ValueError(
-            f'{path}, line {number}: expected {{"text": "..."}}, found {found or "nothing"}'
+            f'{path}, line {number}: expected {{"{field}": "..."}}, found {found or "nothing"}; '
+            "another field with text is named by --field=THEIRS"
         )
     return repair(text)
 

@@ -13,9 +13,12 @@ name of the file and the number of the line, before any training.
 """
 
 import csv
+import difflib
 import json
 from hashlib import blake2b
 from pathlib import Path
+
+from support.files import advice_on_encoding, check_encoding, with_mark
 
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -36,23 +39,33 @@ FORMATS = {
     ".bio": "conll",
     ".txt": "conll",
 }
-# Of other ways to mark where an entity begins and ends (BILOU, BIOES), what BIO says instead.
-IN_BIO = {"S": "B", "U": "B", "E": "I", "L": "I"}
+# Of other ways to mark where an entity begins and ends (BILOU, BIOES, BMES), what BIO says instead.
+IN_BIO = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
+# The fields by which the lines of a task are known.
+FIELDS = {
+    "chat": {"messages"},
+    "completion": {"prompt", "completion"},
+    "classification": {"text", "label"},
+    "tagging": {"tokens", "tags"},
+    "text": {"text"},
+}
 
 
-def open_examples(path, task, format="auto", fields=(), val_fraction=0.1):
+def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encoding="utf-8"):
     """{"train": lines, "val": lines, "test": lines} of a file, or of a folder with a file each.
 
     A line is a dict of the fields that `task` reads. What is one file is split by the hash of its
     lines, so that equal ones stay together. fields are pairs `text=message`: what a file calls its
     own. Exits with a message where something is wrong.
     """
+    check_encoding(encoding)
     path = Path("data") / path if (Path("data") / path).exists() else Path(path)
     if not path.exists():
-        raise SystemExit(f"dataset={path}: there is no such file or folder{advice_on(path)}")
+        raise SystemExit(f"dataset={path}: there is no such file or folder{advice_on_place(path)}")
     renamed = dict(pair_in(pair) for pair in fields)
     files = files_in(path) if path.is_dir() else {"train": path}
-    found = {split: checked(file, task, format, renamed) for split, file in files.items()}
+    how = task, format, renamed, encoding
+    found = {split: checked(file, *how) for split, file in files.items()}
     if "val" not in found:
         shares = (val_fraction, 0.0 if "test" in found else val_fraction)
         found |= split_by_hash(found["train"], shares, found.get("test"), path)
@@ -62,18 +75,23 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1):
     return found
 
 
-def advice_on(path):
+def advice_on_place(path):
     """What is there instead of `path`, or the command that makes it."""
     if path.parent.is_dir():
-        return f"; {path.parent} holds {listing(path.parent)}"
+        return f"; {path.parent} holds {listing(path.parent, path.name)}"
     if path.parent.name == "tasks":
         return f"; make it with: python prepare_data.py {path.parent.parent.name}"
     return ""
 
 
-def listing(folder):
-    """The first names in a folder, for a message."""
-    return ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+def listing(folder, wanted=""):
+    """Some names in a folder, for a message: those most like the one that was wanted first."""
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in FORMATS)
+    names = names or sorted(file.name for file in folder.iterdir())
+    near = difflib.get_close_matches(wanted, names)
+    shown = [*near, *(name for name in names if name not in near)][:10]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more or "nothing"
 
 
 def pair_in(pair):
@@ -145,8 +163,10 @@ def hash_of(line):
 # -------------------------------------------------------------------------------------- reading
 
 
-def checked(file, task, format, renamed):
+def checked(file, task, format, renamed, encoding):
     """The lines of a file as `task` takes them; exits at the first that does not fit."""
+    if file.suffix.lower() in (".xlsx", ".xls"):
+        raise SystemExit(f"{file} is a workbook; save it as CSV in UTF-8")
     kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
     if kind == "conll" and task != "tagging":
         if task == "text":
@@ -160,12 +180,16 @@ def checked(file, task, format, renamed):
         )
     lines = []
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
+        with open(file, encoding=with_mark(encoding), newline="") as stream:
             for number, record in READERS[kind](stream):
                 lines.append(line_of(record, task, renamed, f"{file}, line {number}"))
     except UnicodeDecodeError as error:
-        raise SystemExit(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
-    except (json.JSONDecodeError, csv.Error) as error:
+        advice = advice_on_encoding(error.object)
+        raise SystemExit(f"{file} is not {encoding.upper()}; {advice}") from None
+    except json.JSONDecodeError as error:
+        lines = "; with an object in each line it is --format=jsonl" if error.lineno > 1 else ""
+        raise SystemExit(f"{file}: not {kind} ({error}){lines}") from None
+    except csv.Error as error:
         raise SystemExit(f"{file}: not {kind} ({error})") from None
     if not lines:
         raise SystemExit(f"{file} holds no examples: it is empty")
@@ -179,7 +203,11 @@ def json_lines(stream):
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                raise SystemExit(f"{stream.name}, line {number}: not JSON ({error})") from None
+                there = f"{error.msg}, at {line[error.pos : error.pos + 10]!r}"
+                whole = "; one list of objects is --format=json" if line.startswith("[") else ""
+                raise SystemExit(
+                    f"{stream.name}, line {number}: not JSON ({there}){whole}"
+                ) from None
 
 
 def json_list(stream):
@@ -248,14 +276,24 @@ def line_of(record, task, renamed, where):
 def text(record, name, where):
     """A field that must be there and be text."""
     if name not in record:
-        found = ", ".join(map(str, record)) or "nothing"
-        raise SystemExit(
-            f"{where}: no field {name!r}, there is {found}; a file's own names are told by "
-            f"--fields {name}=THEIRS"
-        )
+        raise SystemExit(f"{where}: no field {name!r}, {what_is_there(record, name)}")
     if not isinstance(record[name], str):
         raise SystemExit(f"{where}: {name} must be text, found {str(record[name])[:40]!r}")
     return record[name]
+
+
+def what_is_there(record, name):
+    """The fields of a record that has no `name`, and what to type where they are enough."""
+    found = "there is " + (", ".join(map(str, record)) or "nothing")
+    for task, fields in FIELDS.items():
+        if name in OURS and fields <= record.keys():
+            return f"{found}: that is for --task={task}"
+    if name not in OURS:
+        return found
+    return (
+        f"{found}; a file's own names are told by --fields {name}=THEIRS (in CSV and TSV they "
+        "stand in the first line)"
+    )
 
 
 def text_line(record, where):
@@ -270,8 +308,12 @@ def completion_line(record, where):
     if is_alpaca(record):
         parts = {"instruction": text(record, "instruction", where)}
         parts["input"] = text({"input": "", **record}, "input", where)
+        if record.get("history"):
+            raise SystemExit(f"{where}: its history is a conversation, for --task=chat")
         form = ALPACA_WITH_INPUT if parts["input"] else ALPACA
-        return {"prompt": form.format(**parts), "completion": text(record, "output", where)}
+        prompt = "".join(f"{part}\n\n" for part in [record.get("system")] if part)
+        prompt += form.format(**parts)
+        return {"prompt": prompt, "completion": text(record, "output", where)}
     return {name: text(record, name, where) for name in ("prompt", "completion")}
 
 
@@ -279,16 +321,19 @@ def chat_line(record, where):
     if is_alpaca(record):
         asked = text(record, "instruction", where)
         more = text({"input": "", **record}, "input", where)
-        record = {
-            "messages": [
-                {"role": "user", "content": f"{asked}\n\n{more}" if more else asked},
-                {"role": "assistant", "content": text(record, "output", where)},
-            ]
-        }
+        system = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+        told = text(record, "output", where)
+        said = [*record.get("history", []), [f"{asked}\n\n{more}" if more else asked, told]]
+        turns = [zip(("user", "assistant"), pair) for pair in said]
+        messages = [{"role": role, "content": one} for turn in turns for role, one in turn]
+        record = {"messages": system + messages}
     messages = record.get("messages", record.get("conversations"))
     messages = in_messages(messages) or messages
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise SystemExit(f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}')
+        raise SystemExit(
+            f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}, '
+            f"{what_is_there(record, 'messages')}"
+        )
     for message in messages:
         if text(message, "role", where) not in ROLES:
             raise SystemExit(f"{where}: role={message['role']} is none of {', '.join(ROLES)}")
@@ -322,6 +367,8 @@ def classification_line(record, where):
 def tagging_line(record, where):
     tokens, tags = record.get("tokens"), record.get("tags")
     for name, value in (("tokens", tokens), ("tags", tags)):
+        if name not in record:
+            raise SystemExit(f"{where}: no field {name!r}, {what_is_there(record, name)}")
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise SystemExit(f"{where}: {name} must be a list of texts")
     if len(tokens) != len(tags):
@@ -329,7 +376,7 @@ def tagging_line(record, where):
     if not tokens:
         raise SystemExit(f"{where}: no tokens")
     for tag in tags:
-        if tag != "O" and (tag[:1] not in "BIESLU" or tag[1:2] != "-" or not tag[2:]):
+        if tag != "O" and (tag[:1] not in "BIESLUM" or tag[1:2] != "-" or not tag[2:]):
             raise SystemExit(f"{where}: the tag {tag!r} is neither O nor B-TYPE nor I-TYPE (BIO)")
     return {"tokens": tokens, "tags": in_bio(tags)}
 

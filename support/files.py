@@ -1,8 +1,9 @@
 """Files that are either whole or not there: nothing a user made is ever half-written.
 
-And JSON, and a pipe that nobody reads any more.
+And JSON, text in other encodings than UTF-8, and a pipe that nobody reads any more.
 """
 
+import codecs
 import json
 import os
 import shutil
@@ -97,3 +98,43 @@ def until_nobody_reads():
 def fall_silent():
     """Send what is printed from now on nowhere: whoever read it has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --------------------------------------------------------------------------------------- encodings
+
+# Of Chinese in its two ways of writing, characters that no page of it does without.
+COMMON = frozenset(
+    "的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年這來國個說們為時過後對會沒"
+)
+WESTERN = "windows-1252"
+OTHERS = "gb18030", "big5", WESTERN  # what text that is not UTF-8 is likely to be in
+
+
+def check_encoding(encoding):
+    """Exit where Python knows no encoding of that name."""
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise SystemExit(
+            f"encoding={encoding}: expected utf-8, or one such as {', '.join(OTHERS)}"
+        ) from None
+
+
+def with_mark(encoding):
+    """The encoding, of which UTF-8 may begin with a byte order mark."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def advice_on_encoding(chunk):
+    """What to type where some bytes of a file are not in the encoding that was expected."""
+    return f"save it as UTF-8, or type what it is in, perhaps --encoding={likely_encoding(chunk)}"
+
+
+def likely_encoding(chunk):
+    """What bytes that are not UTF-8 are likely to be in: the one that makes common characters."""
+    found = {}
+    for encoding in OTHERS[:2]:
+        text = chunk.decode(encoding, "replace")
+        found[encoding] = sum(map(COMMON.__contains__, text)) - 10 * text.count("\ufffd")
+    best = max(found, key=found.get)
+    return best if found[best] > 0 else WESTERN

@@ -49,8 +49,8 @@ def begin(config, resumed):
         dataset = open_tokens(config, tokenizer)
         data = dataset.describe() | {"train_documents": documents}
     else:
-        path = (config.dataset, config.task, config.format, config.fields, config.val_fraction)
-        lines = open_examples(*path)
+        how = config.format, config.fields, config.val_fraction, config.encoding
+        lines = open_examples(config.dataset, config.task, *how)
         if config.document_mask:
             raise SystemExit("document_mask=True: examples never see each other; leave it out")
         data = describe(config, lines, documents)

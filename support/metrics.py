@@ -6,7 +6,7 @@ libraries for it take about a second to import, so each is imported where it is 
 
 from collections import Counter
 from types import SimpleNamespace
-from unicodedata import east_asian_width
+from unicodedata import east_asian_width, normalize
 
 import numpy as np
 import regex
@@ -143,6 +143,7 @@ def draw_confusion(path, gold, predicted, labels):
     names = [cut(label, PICTURED_COLUMNS) for label in labels]
     if font is None:
         names = [str(number) for number in range(1, rows + 1)]
+        print(f"{path}: no font here has the labels' letters; in it they are numbered as below")
     names += [NO_LABEL] * (columns - rows)
     inches = 2.5 + 0.5 * columns, 2 + 0.5 * rows
     figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
@@ -250,18 +251,21 @@ def entity_counts(gold, predicted):
 
 
 def words(text):
-    """The words of a text in lower case, without punctuation; each Chinese character is one."""
-    return WORD.findall(text.lower())
+    """The words of a text in lower case, without punctuation; each Chinese character is one.
+
+    What differs only in width, as １２ and 12, is the same.
+    """
+    return WORD.findall(normalize("NFKC", text).lower())
 
 
 def text_numbers(references, predictions):
     """How much the answers are like the references, two lists of str whose blank ends don't count.
 
     exact_match, token_f1 (SQuAD's, arXiv:1606.05250, on `words`), rouge1, rouge2, rougeL (F1) from
-    0 to 1, a mean over the examples; bleu and chrf from 0 to 100, of all as one text (sacrebleu's,
-    bleu is 0 where no answer shares four words in a row). Where a reference has several lines also
-    line_f1, over all lines of all examples, in whatever order. Raises ValueError where the lists
-    differ in length.
+    0 to 1, a mean over the examples; bleu and chrf from 0 to 100, of all as one text (sacrebleu's;
+    bleu goes by words in a row, four of them or as many as the longest answer has). Where a
+    reference has several lines also line_f1, over all lines of all examples, in whatever order.
+    Raises ValueError where the lists differ in length.
     """
     check_pairs(references, predictions)
     pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(references, predictions)]
@@ -277,10 +281,10 @@ def text_numbers(references, predictions):
 
 
 def token_f1(reference, answer):
-    """F1 of the words that two texts share; two texts without a word are alike."""
+    """F1 of the words that two texts share; of two texts without a word, whether they are equal."""
     ours, theirs = words(answer), words(reference)
     if not ours and not theirs:
-        return 1.0
+        return float(reference == answer)
     common = (Counter(ours) & Counter(theirs)).total()
     return shares(common, len(ours), len(theirs))[-1]
 
@@ -300,8 +304,9 @@ def bleu_and_chrf(pairs):
 
     references, answers = map(list, zip(*pairs))
     tokenizer = "zh" if any(map(CHINESE.search, references)) else "13a"
-    bleu = sacrebleu.corpus_bleu(answers, [references], tokenize=tokenizer, force=True)
-    return {"bleu": bleu.score, "chrf": sacrebleu.corpus_chrf(answers, [references]).score}
+    bleu = sacrebleu.BLEU(tokenize=tokenizer, force=True, effective_order=True)
+    score = bleu.corpus_score(answers, [references]).score
+    return {"bleu": score, "chrf": sacrebleu.corpus_chrf(answers, [references]).score}
 
 
 def rouge(pairs):

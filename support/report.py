@@ -256,7 +256,7 @@ def draw(log):
         label="validation",
     )
     title = str(log.parent) if str(log.parent).isascii() else ""  # not every font has every letter
-    axes.set(xlabel="step", ylabel="loss, nats per token", title=title)
+    axes.set(xlabel="step", ylabel="loss, nats per target", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(log.with_name("loss.png"), dpi=120)

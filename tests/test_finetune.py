@@ -832,14 +832,14 @@ def test_a_table_that_is_not_what_it_seems_is_told(tune, task, name, text, optio
 def test_quotes_in_a_tsv_are_letters(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text('text\tlabel\n"Great\tpos\nfine\tneg\n', encoding="utf-8")
-    lines = checked(path, "classification", "auto", {})
+    lines = checked(path, "classification", "auto", {}, "utf-8")
     assert lines == [{"text": '"Great', "label": "pos"}, {"text": "fine", "label": "neg"}]
 
 
 def test_a_word_of_two_parts_has_its_tag_behind_a_tab(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("New York\tB-LOC\nis\tO\n\n", encoding="utf-8")
-    (line,) = checked(path, "tagging", "auto", {})
+    (line,) = checked(path, "tagging", "auto", {}, "utf-8")
     assert line == {"tokens": ["New York", "is"], "tags": ["B-LOC", "O"]}
 
 
@@ -847,7 +847,7 @@ def test_sharegpts_conversations_are_read(tmp_path):
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "你好"}]
     path = tmp_path / "a.jsonl"
     path.write_text(jsonl([{"conversations": turns}]), encoding="utf-8")
-    (line,) = checked(path, "chat", "auto", {})
+    (line,) = checked(path, "chat", "auto", {}, "utf-8")
     roles = [(message["role"], message["content"]) for message in line["messages"]]
     assert roles == [("user", "hi"), ("assistant", "你好")]
 

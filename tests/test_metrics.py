@@ -271,7 +271,8 @@ def test_an_entity_report_has_each_type_that_is_there_or_was_said():
 def test_words_are_in_lower_case_without_punctuation_and_chinese_characters_alone():
     assert words("The CAT's 2nd hat_box, café!") == ["the", "cat", "s", "2nd", "hat", "box", "café"]
     assert words("“猫”有3只，叫Tom猫。") == ["猫", "有", "3", "只", "叫", "tom", "猫"]
-    assert words("cafe\u0301 𠀀") == ["cafe\u0301", "𠀀"]  # an accent of its own; a rare character
+    assert words("cafe\u0301 𠀀") == ["café", "𠀀"]  # an accent of its own; a rare character
+    assert words("１２３元 ＡＢ") == ["123", "元", "ab"]  # full width
     assert words(" …!") == []
 
 
@@ -344,9 +345,15 @@ def test_the_reference_itself_reaches_everything():
         assert number == pytest.approx(top.get(name, 1))
 
 
-@pytest.mark.parametrize(("answer", "f1"), [("", 1), ("!", 1), ("a", 0)])
-def test_texts_without_words_are_alike(answer, f1):
+@pytest.mark.parametrize(("answer", "f1"), [("", 0), ("!", 0), ("a", 0), (" … ", 1)])
+def test_texts_without_words_are_compared_as_they_are(answer, f1):
     assert text_numbers(["…"], [answer])["token_f1"] == f1
+
+
+def test_short_answers_that_are_right_have_a_bleu_of_100():
+    numbers = text_numbers(["北京", "上海"], ["北京", "上海"])
+    assert numbers["bleu"] == pytest.approx(100)
+    assert text_numbers(["北京", "上海"], ["北京", "广州"])["bleu"] == pytest.approx(50)
 
 
 def test_lines_count_in_whatever_order_and_as_often_as_both_have_them():

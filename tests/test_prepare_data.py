@@ -457,6 +457,8 @@ def test_a_bad_file_is_named_and_changes_nothing(name, older):
         (["older.txt", "--megabytes=3"], "megabytes=3.0 is for stories: leave it out"),
         (["older.txt", "--language=zh"], "language=zh is for stories"),
         (["stories", "--shards=2"], "shards=2 is for fineweb_edu"),
+        (["stories", "--encoding=big5"], "encoding=big5 is for text of your own, not for stories"),
+        (["older.txt", "--encoding=gb1"], "encoding=gb1: expected utf-8, or one such as gb18030"),
         (["stories", "--val_fraction=0.2"], "val_fraction=0.2: stories has a split of its own"),
         (["older.txt", "--val_fraction=1e-17"], "val would have"),
         (["older.txt", "--tokenizer=older.txt"], "older.txt is not a JSON file"),
@@ -536,8 +538,38 @@ def test_meta_json_is_there_only_with_the_files_it_describes(older, monkeypatch)
 def test_chinese_text_in_an_older_encoding_is_told_which(tmp_path):
     text = tmp_path / "old.txt"
     text.write_bytes("从前有座山，山上有座庙。\n".encode("gb18030") * 50)
-    with pytest.raises(SystemExit, match="iconv -f GB18030"):
+    with pytest.raises(SystemExit, match="--encoding=gb18030"):
         prepare_data.main([str(text)])
+    text.write_bytes("從前有座山，山上有座廟，廟裡有個老和尚在說故事。\n".encode("big5") * 50)
+    with pytest.raises(SystemExit, match="--encoding=big5"):
+        prepare_data.main([str(text)])
+    text.write_bytes("Café, s'il vous plaît.\n".encode("latin-1") * 50)
+    with pytest.raises(SystemExit, match="--encoding=windows-1252"):
+        prepare_data.main([str(text)])
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-16"])
+def test_text_in_another_encoding_is_the_same_text(encoding):
+    Path("old.txt").write_bytes(("山上有一座大山\n" * 900).encode(encoding))
+    main(["old.txt", "--dataset=old", "--tokenizer=char", f"--encoding={encoding}"])
+    meta, _, train, val = result("old")
+    tokenizer = tokenizer_from_dict(meta["tokenizer"])
+    told = tokenizer.decode([*train, *val]).replace("<|endoftext|>", "")
+    assert told == "山上有一座大山\n" * 900
+
+
+def test_a_field_of_another_name_may_hold_the_text():
+    lines = [json.dumps({"正文": "山上有座山"}).encode() + b"\n"] * 300
+    Path("a.jsonl").write_bytes(b"".join(lines) + json.dumps({"正文": "庙"}).encode())
+    assert "another field with text is named by --field=THEIRS" in error_of("a.jsonl")
+    main(["a.jsonl", "--dataset=a", "--tokenizer=char", "--field=正文", "--val_fraction=0.5"])
+    assert result("a")[0]["splits"]["train"]["documents"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "b.xlsx"])
+def test_what_is_no_plain_text_is_refused(name):
+    Path(name).write_text('[{"text": "hello"}]', encoding="utf-8")
+    assert f"{name} is not plain text" in error_of(name)
 
 
 def test_who_stops_reading_the_report_still_gets_the_data(tmp_path):
