@@ -57,6 +57,7 @@ from train import (
 QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # where no task is named
 # What does nothing to a folder of tokens, which has neither fields nor words nor examples.
 EXAMPLES_ALONE = "format fields encoding val_fraction long pack word_deletion word_swap token_shift"
+FEW_STEPS, FEW_TESTS = 20, 20  # with fewer updates little is learned, with fewer tests little told
 NOTHING = Example([0], [IGNORED])  # stands for examples that random changes left without a target
 
 
@@ -293,6 +294,19 @@ def show_examples(task, lines, examples, told, config):
         print(f"{told['long']:,} are longer than block_size={config.block_size}: {done}")
     if told["without a target"]:
         print(f"{told['without a target']:,} have nothing to learn in them: left out")
+    if len(lines["test"]) < FEW_TESTS:
+        print(f"{len(lines['test'])} to test are too few to tell a good model from a bad one")
+
+
+def tell_few_steps(config, n):
+    """Say so where `n` examples make fewer updates than anything can be learned in."""
+    if config.max_iters < FEW_STEPS and config.epochs * n < FEW_STEPS * config.batch_size:
+        size = min(config.batch_size, 4)
+        more = math.ceil(3 * FEW_STEPS * size / n)
+        print(
+            f"{n:,} examples make {config.max_iters:,} updates of batch_size={config.batch_size}: "
+            f"too few to learn from; try --batch_size={size} --epochs={more}"
+        )
 
 
 def show_weights(model):
@@ -315,6 +329,16 @@ def finish(start, config, world):
         path = Path(config.out_dir) / MERGED
         save_checkpoint(path, merged_checkpoint(Path(config.out_dir) / BEST))
         print(f"{path} is a model like any other: sample from it, convert it, train it further")
+
+
+def short_start(start):
+    """A text of the examples to try the model with: a short one, easily typed, or …"""
+    task = start.task
+    for line in start.lines["test"] if start.lines else []:
+        text = line[task.noisy_field] if task.noisy_field else " ".join(line.get("tokens", ()))
+        if 0 < len(text) < 60 and not set(text) & set('\n"\\$`!%'):
+            return text
+    return "…"
 
 
 def test(task, lines, model, config, world):
@@ -381,6 +405,7 @@ def batches_for(config, start, world):
         raise SystemExit(f"{config.dataset}: there is nothing to learn in any training example")
     show_examples(start.task, start.lines, examples, told, config)
     config = with_steps(config, len(examples))
+    tell_few_steps(config, len(examples))
     return config, example_batches(start.task, start.lines["train"], examples, config, world)
 
 
@@ -419,7 +444,7 @@ def main():
         world.wait()  # until the best checkpoint is written
         if is_over(progress, config):
             finish(start, config, world)
-        print(farewell(progress, config))
+        print(farewell(progress, config, short_start(start)))
 
 
 if __name__ == "__main__":

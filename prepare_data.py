@@ -44,9 +44,11 @@ from support.tokenizer_files import load_tokenizer, may_be_on_the_hub
 DATA = Path("data")
 FORMAT = 1
 TIKTOKEN = ("gpt2", "cl100k_base", "o200k_base")
-# The vocabulary that bpe learns from fewer bytes of text than this. A model learns a token by
-# seeing it often, and in a small model the rows of the vocabulary are most of the parameters.
+# The vocabulary that bpe learns from fewer bytes of text than this (of Chinese, a larger one). A
+# model learns a token by seeing it often, and in a small model the rows of the vocabulary are most
+# of the parameters.
 VOCAB_SIZES = ((2_000_000, 1024), (10_000_000, 2048), (float("inf"), 4096))
+FEWEST = VOCAB_SIZES[0][1]
 # Merges are learned from about so much text, taken evenly from all of it: more changes little.
 TRAINING_BYTES = 100_000_000
 # With fewer documents, whole ones cannot add up to a validation split of the size asked for.
@@ -89,7 +91,7 @@ class PrepareConfig:
     paths: Paths = ("stories",)  # text, or the name of a corpus
     dataset: str | None = None  # the folder in data/; None: named after the first path
     tokenizer: str = "bpe"  # bpe char byte gpt2 cl100k_base o200k_base; PATH or hub/NAME of another
-    vocab_size: int | None = None  # of bpe; None: 1024, from 2 MB of text 2048, from 10 MB 4096
+    vocab_size: int | None = None  # of bpe; None: 1024 to 4096 by the size of the text, or more
     val_fraction: float = 0.1  # share of the text to validate on, unless a corpus has its own
     encoding: str = "utf-8"  # of text files; older Chinese ones are in gb18030 or big5
     field: str = "text"  # of .jsonl: what the field with the text is called
@@ -245,10 +247,13 @@ def make_tokenizer(config, corpus, texts):
         fitting = next(size for limit, size in VOCAB_SIZES if corpus.size < limit)
         wanted = config.vocab_size or fitting
         evenly = islice(texts, 0, None, 1 + corpus.size // TRAINING_BYTES)
-        tokenizer = train_bpe(evenly, wanted)
+        tokenizer = train_bpe(evenly, wanted, at_least=config.vocab_size is None)
         if tokenizer.vocab_size < wanted and corpus.size:
             fewer = f"the vocabulary is not {wanted:,} large"
             print(f"the text has no more pairs to merge: {fewer}", file=sys.stderr)
+        if config.vocab_size is None and tokenizer.vocab_size > 1.5 * wanted and wanted == FEWEST:
+            more = "a model learns more from as little Chinese by characters: --tokenizer=char"
+            print(more, file=sys.stderr)
         return tokenizer
     if config.tokenizer == "char":
         return char_tokenizer(texts)

@@ -497,7 +497,7 @@ def write_labels(model, tokenizer, start, documents, task, out):
 def starts(config):
     """The texts to continue: the one that `start` stands for, or one after another as typed."""
     if config.interactive or config.start == "-":
-        sys.stdin.reconfigure(encoding="utf-8-sig")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     if config.interactive:
         print("type a beginning and press Enter; an empty line ends", file=sys.stderr)
         while start := read_line("> "):
@@ -519,9 +519,7 @@ def read_input(read):
     try:
         return read()
     except UnicodeDecodeError:
-        raise SystemExit(
-            "what was typed or piped in is not UTF-8: set the terminal to it"
-        ) from None
+        raise SystemExit("standard input is not UTF-8: set the terminal to it") from None
 
 
 def read_text(path):
@@ -599,7 +597,7 @@ def main():
                 raise SystemExit("this model gives labels, and holds no conversation: type --start")
             if not (tokenizer.chat_template or task.get("task") == "chat"):
                 print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
-            sys.stdin.reconfigure(encoding="utf-8-sig")
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
             converse(model, tokenizer, config, sys.stdout)
             return
         if task.get("task") == "chat":

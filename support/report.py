@@ -140,12 +140,12 @@ def is_over(progress, config):
     )
 
 
-def farewell(progress, config):
-    """Why the run ended, and what to type next."""
+def farewell(progress, config, start="…"):
+    """Why the run ended, and what to type next; `start` is what a task is asked."""
     place = f"--out_dir={config.out_dir}"
     sample, resume = f"python sample.py {place}", f"--init_from=resume {place}"
     sample += {"": "", "text": "", "chat": " --chat"}.get(
-        getattr(config, "task", ""), ' --start="…"'
+        getattr(config, "task", ""), f' --start="{start}"'
     )
     if progress.step >= config.max_iters:
         why = f"all {config.max_iters:,} steps are made; for more: {resume} --max_iters=MORE"

@@ -39,6 +39,8 @@ SEAM = regex.compile(r"(?r)\S |[\p{L}\p{N}]\n|[\u4e00-\u9fa5][，。！？；：
 # loses nothing by it; Chinese, whose words have no blanks between them, 2 % of its compression:
 # with more it does better, and training takes longer in proportion.
 DISTINCT_WORD_BYTES = 300_000
+SHORT_TEXT_TOKENS = 1024  # suit a short English text
+OFTEN = 10  # occurrences of a character for which a token of its own pays
 # At this many different words the rarer half is forgotten: memory stays bounded.
 COUNTED_WORDS = 200_000
 # Longer words (a row of dashes, a base64 block) are learned from in parts of this many characters.
@@ -217,11 +219,13 @@ def one_by_one(tokenizer, parts):
 # ------------------------------------------------------------------ learning a byte-pair encoding
 
 
-def train_bpe(texts, vocab_size, distinct_word_bytes=DISTINCT_WORD_BYTES):
+def train_bpe(texts, vocab_size, at_least=False, distinct_word_bytes=DISTINCT_WORD_BYTES):
     """A byte-pair encoding learned from the texts, with `vocab_size` tokens in all.
 
     These are the 256 bytes, the merges and the special tokens. A short text may run out of pairs
-    to merge: then there are fewer. Raises ValueError where not even the bytes fit.
+    to merge: then there are fewer. `at_least`: there may be more, a token for each character that
+    is frequent beside the 1,024 that suit a short English text. Raises ValueError where not even
+    the bytes fit.
     """
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
@@ -229,8 +233,10 @@ def train_bpe(texts, vocab_size, distinct_word_bytes=DISTINCT_WORD_BYTES):
             f"vocab_size={vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special "
             f"tokens make {smallest}, each merge one more; --vocab_size=1024 suits a small text"
         )
-    words = most_frequent(count_words(texts), distinct_word_bytes)
-    merges = learn_merges(words, vocab_size - smallest)
+    counted = count_words(texts)
+    if at_least:
+        vocab_size = max(vocab_size, SHORT_TEXT_TOKENS + frequent_characters(counted))
+    merges = learn_merges(most_frequent(counted, distinct_word_bytes), vocab_size - smallest)
     parts = [bytes([i]) for i in range(256)]
     for left, right in merges:
         parts.append(parts[left] + parts[right])
@@ -248,6 +254,16 @@ def count_words(texts):
         if len(words) > COUNTED_WORDS:
             words = Counter(dict(by_frequency(words)[: COUNTED_WORDS // 2]))
     return words
+
+
+def frequent_characters(words):
+    """How many characters outside of ASCII occur often enough to be learned."""
+    counts = Counter()
+    for word, count in words.items():
+        if not word.isascii():
+            for character in word:
+                counts[character] += count
+    return sum(n >= OFTEN and not character.isascii() for character, n in counts.items())
 
 
 def by_frequency(words):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.examples import in_bio, open_examples
+from support.examples import in_bio, line_of, open_examples
 from support.labelling import gaps, pieces, word_tokens, words_of
 from support.tokenizer import byte_tokenizer, char_tokenizer
 
@@ -211,3 +211,45 @@ def test_words_are_joined_as_in_running_text_and_each_has_an_end():
     nothing_known = list(pieces(["é"], char_tokenizer(["abc"]), first=[], block_size=8))
     assert nothing_known == [([0], [0])]
     assert words_of("Mei's kite, 风筝!") == ["Mei's", "kite", ",", "风", "筝", "!"]
+
+
+def test_chinese_schemes_of_tags_and_alpacas_system_and_history_are_read():
+    assert in_bio(["B-人", "M-人", "E-人", "O", "S-物"]) == ["B-人", "I-人", "I-人", "O", "B-物"]
+    line = {
+        "instruction": "再见",
+        "output": "走好",
+        "system": "你很有礼貌",
+        "history": [["你好", "你好呀"]],
+    }
+    roles = [("system", "你很有礼貌"), ("user", "你好"), ("assistant", "你好呀")]
+    roles += [("user", "再见"), ("assistant", "走好")]
+    said = [{"role": role, "content": content} for role, content in roles]
+    assert line_of(line, "chat", {}, "x") == {"messages": said}
+    with pytest.raises(SystemExit, match="history is a conversation, for --task=chat"):
+        line_of(line, "completion", {}, "x")
+    prompt = line_of(line | {"history": []}, "completion", {}, "x")["prompt"]
+    assert prompt.startswith("你很有礼貌\n\n### Instruction:\n再见")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.json", '{"text": "a", "label": "b"}\n{"text": "b", "label": "c"}', "--format=jsonl"),
+        ("a.jsonl", '[{"text": "a",', "--format=json"),
+        ("a.jsonl", '{“text”: "a"}', "line 1: not JSON.*“text”"),
+        ("a.xlsx", "PK", "is a workbook; save it as CSV in UTF-8"),
+        ("a.csv", "风筝丢了,难过\n找到了,高兴\n", "stand in the first line"),
+    ],
+)
+def test_a_table_in_another_form_is_told_what_to_type(name, content, told):
+    Path(name).write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit, match=told):
+        open_examples(name, "classification")
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_nearest():
+    for i in range(20):
+        Path(f"a{i}.jsonl").write_text("", encoding="utf-8")
+    Path("我的问答.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"holds 我的问答.jsonl, a.* and 11 more"):
+        open_examples("我的问题.jsonl", "completion")

@@ -530,6 +530,30 @@ def test_pretraining_goes_on_with_a_folder_of_tokens(tune):
         tune("text", "--dataset=tiny", "--word_swap=0.2")
 
 
+def test_too_few_examples_are_told_with_what_to_try(tune, capsys):
+    tune("completion", "--batch_size=64", "--epochs=3", "--max_iters=None")
+    told = capsys.readouterr().out
+    assert "too few to learn from; try --batch_size=4 --epochs=" in told
+    assert "6 to test are too few to tell a good model from a bad one" in told
+    assert 'to see it write: python sample.py --out_dir=out/tuned --start="' in told
+
+
+def test_lines_of_another_task_are_told_which(tune):
+    for task, asked in (("chat", "completion"), ("completion", "chat"), ("tagging", "text")):
+        with pytest.raises(SystemExit, match=rf"that is for --task={task}"):
+            tune(asked, f"--dataset=tasks/{task}")
+
+
+def test_what_excel_saves_in_chinese_can_be_read(tune):
+    lines = "内容,类别\n" + "风筝丢了,难过\n找到了,高兴\n" * 20
+    Path("moods.csv").write_bytes(lines.encode("gb18030"))
+    words = "--dataset=moods.csv", "--fields", "text=内容", "label=类别", "--max_iters=1"
+    with pytest.raises(SystemExit, match=r"moods.csv is not UTF-8.*--encoding=gb18030"):
+        tune("classification", *words)
+    with pytest.raises(SystemExit, match="2 different examples are too few"):
+        tune("classification", "--encoding=gb18030", *words)
+
+
 def test_a_longer_context_is_had_with_rotary_positions_and_refused_with_learned_ones(tune):
     tune("completion", "--block_size=128", "--max_iters=1")
     assert last()["model_config"]["block_size"] == 128

@@ -16,6 +16,7 @@ import pytest
 import prepare_data
 from prepare_data import BATCH_CHARACTERS, main
 from support import corpora
+from support import tokenizer as tokenizer_module
 from support.token_files import open_dataset
 from support.tokenizer import (
     BytePairTokenizer,
@@ -318,9 +319,28 @@ def test_fineweb_edu_has_the_tokenizer_that_it_has():
 
 def test_the_vocabulary_grows_with_the_text(monkeypatch):
     monkeypatch.setattr(prepare_data, "VOCAB_SIZES", ((5000, 270), (float("inf"), 290)))
+    monkeypatch.setattr(tokenizer_module, "SHORT_TEXT_TOKENS", 0)
     for words, size in ((100, 270), (4000, 290)):
         main([save("a.txt", text(words)), "--dataset=x"])
         assert result("x")[0]["vocab_size"] == size
+
+
+def test_frequent_chinese_characters_find_room_in_the_vocabulary(monkeypatch, capsys):
+    monkeypatch.setattr(tokenizer_module, "SHORT_TEXT_TOKENS", 300)
+    often = "".join(chr(0x4E00 + i) for i in range(50))
+    shuffled = ["".join(random.Random(i).sample(often, 50)) for i in range(20)]
+    Path("zh.txt").write_text("\n".join([*shuffled, "龍鳳龜鶴"]), encoding="utf-8")
+    monkeypatch.setattr(prepare_data, "VOCAB_SIZES", ((float("inf"), 300),))
+    main(["zh.txt", "--dataset=x"])
+    assert result("x")[0]["vocab_size"] == 350
+    assert "--tokenizer=char" not in capsys.readouterr().err  # 50 are not many
+    main(["zh.txt", "--dataset=x", "--vocab_size=320"])
+    assert result("x")[0]["vocab_size"] == 320
+    monkeypatch.setattr(prepare_data, "VOCAB_SIZES", ((float("inf"), 260),))
+    monkeypatch.setattr(prepare_data, "FEWEST", 260)
+    monkeypatch.setattr(tokenizer_module, "SHORT_TEXT_TOKENS", 350)
+    main(["zh.txt", "--dataset=x"])
+    assert "by characters: --tokenizer=char" in capsys.readouterr().err
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_smaller_and_told(capsys):
@@ -340,7 +360,7 @@ def test_a_large_text_is_sampled_evenly_for_its_merges(monkeypatch):
     config = prepare_data.PrepareConfig(vocab_size=262)
     seen = []
 
-    def train(texts, vocab_size):
+    def train(texts, vocab_size, at_least):
         seen.extend(texts)
         return byte_tokenizer()
 

@@ -31,7 +31,7 @@ from support.config import load_config
 from support.processes import open_world
 from support.quantize import HalfLinear, Int8Linear, replace_linears
 from support.recording import CudaGraph, Trace
-from support.tokenizer import byte_tokenizer
+from support.tokenizer import byte_tokenizer, char_tokenizer
 from tests.conftest import REPOSITORY, TINY
 
 GREEDY = partial(next_token_distribution, temperature=0)
@@ -615,6 +615,25 @@ def test_what_eight_bits_cost_is_told_where_the_held_out_data_are(trained, run, 
     shutil.rmtree("data")
     run("sample.py", *options)
     assert "perplexity" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--start=-", "--interactive=True"])
+def test_input_that_is_not_utf_8_is_told(option, trained, run, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO("猫在家里\n".encode("gb18030")), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(SystemExit, match="standard input is not UTF-8"):
+        run("sample.py", "--out_dir=out/tiny", option)
+
+
+def test_a_conversation_goes_on_after_a_character_that_is_not_known(monkeypatch, capsys):
+    tokenizer = char_tokenizer(["abcuser assistant\n"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("z\nabc\n\n"))
+    model = make_model(block_size=64, vocab_size=tokenizer.vocab_size)
+    config = SampleConfig(chat=True, max_new_tokens=3)
+    out = io.StringIO()
+    sample.converse(model, tokenizer, config, out)
+    assert "'z'" in capsys.readouterr().err
+    assert out.getvalue().endswith("\n")
 
 
 def test_a_conversation_is_one_text_at_a_time_for_its_weights(trained, monkeypatch):
