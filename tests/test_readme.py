@@ -71,7 +71,11 @@ def small_files_of_examples():
     asked = [{"instruction": f"Name {i}.", "input": "", "output": f"{i}"} for i in range(20)]
     Path("alpaca.json").write_text(json.dumps(asked), encoding="utf-8")
     rows = [f"hello {i},{'ab'[i % 2]}" for i in range(40)]
-    Path("messages.csv").write_text("message,topic\n" + "\n".join(rows), encoding="utf-8")
+    for name, head in (("messages.csv", "message,topic"), ("我的类别.csv", "内容,类别")):
+        Path(name).write_text("\n".join([head, *rows]), encoding="utf-8")
+    asked = [{"prompt": f"问：{i}？答：", "completion": f"{i}"} for i in range(20)]
+    lines = [json.dumps(line, ensure_ascii=False) for line in asked]
+    Path("我的问答.jsonl").write_text("\n".join(lines), encoding="utf-8")
     Path("conll2003").mkdir()
     for split in ("train", "testa", "testb"):
         words = "EU NNP B-ORG\nsaid VBD O\nso RB O\n\n" * 4
