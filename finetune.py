@@ -300,7 +300,7 @@ def show_examples(task, lines, examples, told, config):
 
 def tell_few_steps(config, n):
     """Say so where `n` examples make fewer updates than anything can be learned in."""
-    if config.max_iters < FEW_STEPS and config.epochs * n < FEW_STEPS * config.batch_size:
+    if config.max_iters < FEW_STEPS:
         size = min(config.batch_size, 4)
         more = math.ceil(3 * FEW_STEPS * size / n)
         print(
@@ -404,8 +404,9 @@ def batches_for(config, start, world):
     if not examples:
         raise SystemExit(f"{config.dataset}: there is nothing to learn in any training example")
     show_examples(start.task, start.lines, examples, told, config)
-    config = with_steps(config, len(examples))
-    tell_few_steps(config, len(examples))
+    if config.max_iters is None:
+        config = with_steps(config, len(examples))
+        tell_few_steps(config, len(examples))
     return config, example_batches(start.task, start.lines["train"], examples, config, world)
 
 

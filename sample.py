@@ -137,7 +137,8 @@ class Context:
     """
 
     def __init__(self, model, recorded=False):
-        self.model, self.recorded = model, recorded
+        self.model = model
+        self.recorded = recorded and model.token_embedding.weight.device.type in ("cpu", "cuda")
         self.rows, self.cache, self.step = [], None, None
 
     def read(self, rows, room):
@@ -598,7 +599,10 @@ def main():
             if not (tokenizer.chat_template or task.get("task") == "chat"):
                 print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
             sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-            converse(model, tokenizer, config, sys.stdout)
+            try:
+                converse(model, tokenizer, config, sys.stdout)
+            except ValueError as error:  # the model's template refuses every conversation
+                raise SystemExit(str(error)) from None
             return
         if task.get("task") == "chat":
             print("this model was taught to converse: --chat", file=sys.stderr)

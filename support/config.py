@@ -130,7 +130,7 @@ def with_values(argv, Config):
 def words_alone(argv, Config):
     """The words that are neither an option nor a value behind one, as in `--start FILE:x.py`."""
     types = {field.name: field.type for field in dataclasses.fields(Config)}
-    alone, room = [], 0  # for so many values
+    alone, room = [], 0  # for values behind the last option
     for word in with_values(argv, Config):
         if word.startswith("--"):
             name, equals, _ = word[2:].replace("-", "_").partition("=")
@@ -138,7 +138,7 @@ def words_alone(argv, Config):
             room = 0 if equals else math.inf if several else 1
         elif room and not (room == math.inf and word.endswith(".py") and Path(word).is_file()):
             room -= 1
-        else:
+        elif not word.startswith("-"):
             alone.append(word)
     return alone
 

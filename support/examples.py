@@ -42,13 +42,15 @@ FORMATS = {
 # Of other ways to mark where an entity begins and ends (BILOU, BIOES, BMES), what BIO says instead.
 IN_BIO = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
 # The fields by which the lines of a task are known.
-FIELDS = {
-    "chat": {"messages"},
-    "completion": {"prompt", "completion"},
-    "classification": {"text", "label"},
-    "tagging": {"tokens", "tags"},
-    "text": {"text"},
-}
+FIELDS = (
+    ("chat", {"messages"}),
+    ("chat", {"conversations"}),
+    ("completion", {"prompt", "completion"}),
+    ("completion", {"instruction", "output"}),
+    ("classification", {"text", "label"}),
+    ("tagging", {"tokens", "tags"}),
+    ("text", {"text"}),
+)
 
 
 def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encoding="utf-8"):
@@ -187,8 +189,8 @@ def checked(file, task, format, renamed, encoding):
         advice = advice_on_encoding(error.object)
         raise SystemExit(f"{file} is not {encoding.upper()}; {advice}") from None
     except json.JSONDecodeError as error:
-        lines = "; with an object in each line it is --format=jsonl" if error.lineno > 1 else ""
-        raise SystemExit(f"{file}: not {kind} ({error}){lines}") from None
+        advice = "; with an object in each line it is --format=jsonl" if error.lineno > 1 else ""
+        raise SystemExit(f"{file}: not {kind} ({error}){advice}") from None
     except csv.Error as error:
         raise SystemExit(f"{file}: not {kind} ({error})") from None
     if not lines:
@@ -285,7 +287,7 @@ def text(record, name, where):
 def what_is_there(record, name):
     """The fields of a record that has no `name`, and what to type where they are enough."""
     found = "there is " + (", ".join(map(str, record)) or "nothing")
-    for task, fields in FIELDS.items():
+    for task, fields in FIELDS:
         if name in OURS and fields <= record.keys():
             return f"{found}: that is for --task={task}"
     if name not in OURS:
@@ -323,7 +325,7 @@ def chat_line(record, where):
         more = text({"input": "", **record}, "input", where)
         system = [{"role": "system", "content": record["system"]}] if record.get("system") else []
         told = text(record, "output", where)
-        said = [*record.get("history", []), [f"{asked}\n\n{more}" if more else asked, told]]
+        said = [*(record.get("history") or []), [f"{asked}\n\n{more}" if more else asked, told]]
         turns = [zip(("user", "assistant"), pair) for pair in said]
         messages = [{"role": role, "content": one} for turn in turns for role, one in turn]
         record = {"messages": system + messages}

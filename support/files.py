@@ -79,9 +79,9 @@ def replacing_tree(path):
             if old.exists():
                 old.rename(path)
             raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ OTHERS = "gb18030", "big5", WESTERN  # what text that is not UTF-8 is likely to 
 def check_encoding(encoding):
     """Exit where Python knows no encoding of that name."""
     try:
-        codecs.lookup(encoding)
+        "".encode(encoding)
     except LookupError:
         raise SystemExit(
             f"encoding={encoding}: expected utf-8, or one such as {', '.join(OTHERS)}"

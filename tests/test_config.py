@@ -62,6 +62,9 @@ def test_the_value_behind_an_option_is_no_file(tmp_path, monkeypatch):
     path = file_with(tmp_path, "batch_size = 3\n", name="train.py")
     knobs = load("--start", "train", "--out_dir", "FILE:asked.py", "--bias", path)
     assert (knobs.start, knobs.out_dir) == ("train", "FILE:asked.py")
+    with pytest.raises(SystemExit) as stop:
+        load("-h")
+    assert stop.value.code == 0
     assert (knobs.bias, knobs.batch_size) == (True, 3)
     knobs = load("--stop", "The end", "train", path)  # several values, then a file that is there
     assert (knobs.stop, knobs.batch_size) == (("The end", "train"), 3)
