@@ -62,7 +62,12 @@ BATCH_CHARACTERS = 100_000
 MOST_THREADS = 8
 COUNTED_AT_ONCE = 10_000_000
 COLUMNS = 80
-# Options that only some corpora read.
+# Options that only some corpora read, and that some do not.
+NOT_READ_BY = {
+    "encoding": set(NAMES),
+    "field": set(NAMES),
+    "val_fraction": set(NAMES) - {"shakespeare"},
+}
 READ_BY = {
     "megabytes": {"stories"},
     "seed": {"stories"},
@@ -138,10 +143,12 @@ def check(config):
     if not config.paths:
         raise ValueError(f"nothing to prepare: name files, folders or one of {', '.join(NAMES)}")
     check_encoding(config.encoding)
-    for name in ("encoding", "field"):
-        value, corpora = getattr(config, name), set(NAMES) & set(config.paths)
-        if corpora and value != getattr(PrepareConfig, name):
-            raise ValueError(f"{name}={value} is for text of your own, not for {min(corpora)}")
+    for name, corpora in NOT_READ_BY.items():
+        value, named = getattr(config, name), corpora & set(config.paths)
+        if named and value != getattr(PrepareConfig, name):
+            raise ValueError(
+                f"{name}={value} is not for {min(named)}, which has its own: leave it out"
+            )
     for name, readers in READ_BY.items():
         value = getattr(config, name)
         if value != getattr(PrepareConfig, name) and not readers & set(config.paths):
@@ -155,11 +162,6 @@ def prepare(config):
         language = None if config.language == "both" else config.language
         knobs = (config.megabytes, config.seed, language, config.encoding, config.field)
         corpus = open_corpus(config.paths, DATA, scratch, *knobs)
-        if corpus.split_rule and config.val_fraction != PrepareConfig.val_fraction:
-            raise ValueError(
-                f"val_fraction={config.val_fraction}: {corpus.name} has a split of its own "
-                f"({corpus.split_rule}); leave it out"
-            )
         folder = folder_for(config.dataset or own_name(corpus, config.paths))
         replaces = ", in the place of an older one" if (folder / "meta.json").exists() else ""
         survey = Counter()

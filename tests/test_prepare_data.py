@@ -477,9 +477,15 @@ def test_a_bad_file_is_named_and_changes_nothing(name, older):
         (["older.txt", "--megabytes=3"], "megabytes=3.0 is for stories: leave it out"),
         (["older.txt", "--language=zh"], "language=zh is for stories"),
         (["stories", "--shards=2"], "shards=2 is for fineweb_edu"),
-        (["stories", "--encoding=big5"], "encoding=big5 is for text of your own, not for stories"),
+        (
+            ["stories", "--encoding=big5"],
+            "encoding=big5 is not for stories, which has its own: leave it out",
+        ),
         (["older.txt", "--encoding=gb1"], "encoding=gb1: expected utf-8, or one such as gb18030"),
-        (["stories", "--val_fraction=0.2"], "val_fraction=0.2: stories has a split of its own"),
+        (
+            ["stories", "--val_fraction=0.2"],
+            "val_fraction=0.2 is not for stories, which has its own",
+        ),
         (["older.txt", "--val_fraction=1e-17"], "val would have"),
         (["older.txt", "--tokenizer=older.txt"], "older.txt is not a JSON file"),
         ([".", "stories"], "stories is a corpus of its own"),
