@@ -306,6 +306,8 @@ def tell_few_steps(config, n):
         print(
             f"{n:,} examples make {config.max_iters:,} updates of batch_size={config.batch_size}: "
             f"too few to learn from; try --batch_size={size} --epochs={more}"
+            + " --gradient_accumulation_steps=1"
+            * (config.gradient_accumulation_steps > 1)
         )
 
 

@@ -564,7 +564,7 @@ def next_command(name):
     if recipe:
         return f"python train.py {recipe}"
     plain = all(character.isalnum() or character in "-_." for character in name)
-    quote = "" if plain else '"'
+    quote = "" if plain else "'" if set(name) & set('$`\\"!') else '"'
     dataset, out_dir = f"--dataset={quote}{name}{quote}", f"--out_dir={quote}out/{name}{quote}"
     return f"python train.py config/stories.py {dataset} {out_dir}"
 

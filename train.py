@@ -523,7 +523,7 @@ def read_config(Config, default_file, fixed=("optimizer",)):
         )
     print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
     files = config_files(sys.argv[1:], Config)
-    for file in files:
+    for file in files.values():
         print(f"{file} is not read again: type what is to be different")
     try:
         stored = Config(**resumed["train_config"])
@@ -532,7 +532,7 @@ def read_config(Config, default_file, fixed=("optimizer",)):
             f"{out_dir} was trained with another version of this project ({error}); go on from "
             f"its weights in a new run: --init_from={out_dir} --out_dir={out_dir}_2"
         ) from None
-    typed = [word for word in sys.argv[1:] if word not in files]
+    typed = [word for i, word in enumerate(sys.argv[1:]) if i not in files]
     config = load_config(Config, typed, default=stored)
     config = dataclasses.replace(config, out_dir=out_dir)
     for name in [*(field.name for field in dataclasses.fields(ModelConfig)), *fixed]:

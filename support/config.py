@@ -14,7 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
-from typing import get_origin
+from typing import get_args, get_origin
 
 import tyro
 
@@ -76,25 +76,28 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
-    argv = with_values(sys.argv[1:] if argv is None else argv, Config)
+    raw = list(sys.argv[1:] if argv is None else argv)
+    argv = with_values(raw, Config)
     for word in argv:
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise SystemExit(f"{word!a} is not UTF-8: set the terminal to UTF-8, and type it again")
-    files = config_files(argv, Config) if takes_files else []
-    for word in words_alone(argv, Config) if takes_files else []:
-        if word not in files:
-            raise SystemExit(f"{word} is no option, and no config file{meant_by(word, Config)}")
+    files = config_files(argv, Config) if takes_files else {}
+    for i in words_alone(argv, Config) if takes_files else []:
+        if i not in files:
+            if i and argv[i - 1] != raw[i - 1]:
+                raise SystemExit(f"{raw[i - 1]} takes True or False, not {argv[i]}")
+            told = meant_by(argv[i], Config)
+            raise SystemExit(f"{argv[i]} is no option, and no config file{told}")
     typed = typed_options(argv)
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):
         if typed.get("init_from") != "resume":  # which takes the settings of the run
             print(f"no config file named: using {as_typed(default_file)}")
-        argv.insert(0, str(default_file))
+        argv, files = [str(default_file), *argv], {0: str(default_file)}
     knobs = {field.name for field in dataclasses.fields(Config)}
     words = []
-    for word in argv:
-        named = word in (*files, str(default_file))
-        for option in options_in(word, typed) if named else [[word]]:
-            words += translate(option, knobs, where=f"{as_typed(word)}: " if named else "")
+    for i, word in enumerate(argv):
+        for option in options_in(word, typed) if i in files else [[word]]:
+            words += translate(option, knobs, where=f"{as_typed(word)}: " if i in files else "")
     try:
         flags_take_a_value = (tyro.conf.FlagConversionOff,)  # --compile=False, not --no-compile
         with until_nobody_reads():
@@ -103,7 +106,8 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
             )
     except SystemExit as stop:
         if stop.code and files:
-            print(f"Read were {', '.join(files)}, then the command line.", file=sys.stderr)
+            told = ", ".join(files.values())
+            print(f"Read were {told}, then the command line.", file=sys.stderr)
         raise
 
 
@@ -128,24 +132,25 @@ def with_values(argv, Config):
 
 
 def words_alone(argv, Config):
-    """The words that are neither an option nor a value behind one, as in `--start FILE:x.py`."""
+    """Where the words are that are neither an option nor a value of one, as in `--start x.py`."""
     types = {field.name: field.type for field in dataclasses.fields(Config)}
     alone, room = [], 0  # for values behind the last option
-    for word in with_values(argv, Config):
+    for i, word in enumerate(with_values(argv, Config)):
         if word.startswith("--"):
             name, equals, _ = word[2:].replace("-", "_").partition("=")
-            several = get_origin(types.get(name)) is tuple  # --stop "The end" "。"
+            kinds = types.get(name), *get_args(types.get(name))
+            several = any(get_origin(kind) is tuple for kind in kinds)  # --stop "The end" "。"
             room = 0 if equals else math.inf if several else 1
         elif room and not (room == math.inf and word.endswith(".py") and Path(word).is_file()):
             room -= 1
         elif not word.startswith("-"):
-            alone.append(word)
+            alone.append(i)
     return alone
 
 
 def config_files(argv, Config):
-    """The arguments that name a config file, `config/x.py`."""
-    return [word for word in words_alone(argv, Config) if word.endswith(".py")]
+    """The arguments that name a config file, {place: `config/x.py`}."""
+    return {i: argv[i] for i in words_alone(argv, Config) if argv[i].endswith(".py")}
 
 
 def meant_by(word, Config):

@@ -207,7 +207,8 @@ class TextFile:
             while chunk := file.read(CHUNK_BYTES):
                 refuse_binary(self.path, chunk, fed, self.encoding)
                 fed += len(chunk)
-                yield decode(self.path, decoder, chunk, fed), len(chunk)
+                text = decode(self.path, decoder, chunk, fed)
+                yield text.removeprefix("\ufeff") if fed == len(chunk) else text, len(chunk)
             yield decode(self.path, decoder, b"", fed, final=True), 0
 
 

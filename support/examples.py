@@ -188,6 +188,8 @@ def checked(file, task, format, renamed, encoding):
     except UnicodeDecodeError as error:
         advice = advice_on_encoding(error.object)
         raise SystemExit(f"{file} is not {encoding.upper()}; {advice}") from None
+    except UnicodeError as error:
+        raise SystemExit(f"{file} is not {encoding.upper()} ({error})") from None
     except json.JSONDecodeError as error:
         advice = "; with an object in each line it is --format=jsonl" if error.lineno > 1 else ""
         raise SystemExit(f"{file}: not {kind} ({error}){advice}") from None
@@ -288,7 +290,7 @@ def what_is_there(record, name):
     """The fields of a record that has no `name`, and what to type where they are enough."""
     found = "there is " + (", ".join(map(str, record)) or "nothing")
     for task, fields in FIELDS:
-        if name in OURS and fields <= record.keys():
+        if name in OURS and name not in fields and fields <= record.keys():
             return f"{found}: that is for --task={task}"
     if name not in OURS:
         return found
@@ -313,8 +315,8 @@ def completion_line(record, where):
         if record.get("history"):
             raise SystemExit(f"{where}: its history is a conversation, for --task=chat")
         form = ALPACA_WITH_INPUT if parts["input"] else ALPACA
-        prompt = "".join(f"{part}\n\n" for part in [record.get("system")] if part)
-        prompt += form.format(**parts)
+        system = text({"system": record.get("system") or ""}, "system", where)
+        prompt = (f"{system}\n\n" if system else "") + form.format(**parts)
         return {"prompt": prompt, "completion": text(record, "output", where)}
     return {name: text(record, name, where) for name in ("prompt", "completion")}
 
@@ -325,7 +327,7 @@ def chat_line(record, where):
         more = text({"input": "", **record}, "input", where)
         system = [{"role": "system", "content": record["system"]}] if record.get("system") else []
         told = text(record, "output", where)
-        said = [*(record.get("history") or []), [f"{asked}\n\n{more}" if more else asked, told]]
+        said = [*history_of(record, where), [f"{asked}\n\n{more}" if more else asked, told]]
         turns = [zip(("user", "assistant"), pair) for pair in said]
         messages = [{"role": role, "content": one} for turn in turns for role, one in turn]
         record = {"messages": system + messages}
@@ -345,10 +347,24 @@ def chat_line(record, where):
     return {"messages": [{name: m[name] for name in ("role", "content")} for m in messages]}
 
 
+def history_of(record, where):
+    """What was said before, in Alpaca's form as LLaMA-Factory writes it: [[asked, answered], …]."""
+    history = record.get("history") or []
+    pairs = history if isinstance(history, list) else [None]
+    for pair in pairs:
+        texts = [one for one in pair if isinstance(one, str)] if isinstance(pair, list) else []
+        if len(texts) != 2 or len(pair) != 2:
+            raise SystemExit(
+                f"{where}: history must be a list of [asked, answered], found {str(history)[:40]!r}"
+            )
+    return pairs
+
+
 def in_messages(conversation):
     """What ShareGPT writes as [{"from": "human", "value": …}, …] in the usual words."""
     turns = conversation if isinstance(conversation, list) else []
-    if not turns or not all(isinstance(turn, dict) and "from" in turn for turn in turns):
+    named = [isinstance(turn, dict) and isinstance(turn.get("from"), str) for turn in turns]
+    if not turns or not all(named):
         return None
     return [
         {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")}

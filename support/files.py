@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,25 +64,19 @@ def replacing_tree(path):
     An error or Ctrl-C on the way leaves the old `path` as it was.
     """
     path = Path(path)
-    temporary, old = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
-    if old.exists() and not path.exists():
-        old.rename(path)  # the power failed between the two renames below
-    for folder in (temporary, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    new, old = aside / "new", aside / "old"
+    new.mkdir()
     try:
-        yield temporary
+        yield new
         if path.exists():
             path.rename(old)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        new.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -114,7 +109,7 @@ def check_encoding(encoding):
     """Exit where Python knows no encoding of that name."""
     try:
         "".encode(encoding)
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise SystemExit(
             f"encoding={encoding}: expected utf-8, or one such as {', '.join(OTHERS)}"
         ) from None
@@ -137,4 +132,8 @@ def likely_encoding(chunk):
         text = chunk.decode(encoding, "replace")
         found[encoding] = sum(map(COMMON.__contains__, text)) - 10 * text.count("\ufffd")
     best = max(found, key=found.get)
-    return best if found[best] > 0 else WESTERN
+    if found[best] > 0:
+        return best
+    text = chunk.decode(OTHERS[0], "replace")
+    chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
+    return OTHERS[0] if chinese > 1 and "\ufffd" not in text else WESTERN

@@ -284,7 +284,7 @@ def token_f1(reference, answer):
     """F1 of the words that two texts share; of two texts without a word, whether they are equal."""
     ours, theirs = words(answer), words(reference)
     if not ours and not theirs:
-        return float(reference == answer)
+        return float(normalize("NFKC", reference) == normalize("NFKC", answer))
     common = (Counter(ours) & Counter(theirs)).total()
     return shares(common, len(ours), len(theirs))[-1]
 

@@ -84,12 +84,18 @@ class CudaGraph(RecordedStep):
 
 
 class Trace(RecordedStep):
-    """On a CPU: a list of kernels (TorchScript), which no Python goes through."""
+    """On a CPU: a list of kernels (TorchScript), which no Python goes through.
+
+    PyTorch keeps 2 to 4 MB of each one as long as the program runs: go on with a Context, rather
+    than make many.
+    """
 
     def record(self):
+        step = Traceable(self)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is to be removed one day; that sizes stay is meant
-            self.replay = torch.jit.trace(Traceable(self), self.tokens, check_trace=False)
+            self.replay = torch.jit.trace(step, self.tokens, check_trace=False)
+        step.trace = None  # else the two would keep each other in memory
 
 
 class Traceable(nn.Module):

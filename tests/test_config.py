@@ -23,6 +23,7 @@ class Knobs:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # which
     start: str = "\n"  # from where
     stop: tuple[str, ...] = ()  # until where
+    rope_scaling: tuple[float, float] | None = None  # how far
     schedule: str = "cosine"  # how
     warmup_iters: int = 2000  # how long
     out_dir: str = "out"  # where to
@@ -66,8 +67,12 @@ def test_the_value_behind_an_option_is_no_file(tmp_path, monkeypatch):
         load("-h")
     assert stop.value.code == 0
     assert (knobs.bias, knobs.batch_size) == (True, 3)
+    assert load("--rope-scaling", "8", "1.5").rope_scaling == (8, 1.5)
     knobs = load("--stop", "The end", "train", path)  # several values, then a file that is there
     assert (knobs.stop, knobs.batch_size) == (("The end", "train"), 3)
+    assert load(path, "--start", path).start == path
+    with pytest.raises(SystemExit, match="--bias takes True or False, not no"):
+        load("--bias", "no")
     with pytest.raises(SystemExit, match=r"train is no option.*did you mean train.py"):
         load("train")
     file_with(tmp_path, "从前有座山", name="小说.txt")

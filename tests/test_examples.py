@@ -231,6 +231,22 @@ def test_chinese_schemes_of_tags_and_alpacas_system_and_history_are_read():
     assert prompt.startswith("你很有礼貌\n\n### Instruction:\n再见")
 
 
+@pytest.mark.parametrize("history", ["xy", 5, [None], [["x"]], ["xy"], [["a", "b", "c"]], [[1, 2]]])
+def test_a_history_that_is_none_is_refused(history):
+    line = {"instruction": "q", "output": "a", "history": history}
+    with pytest.raises(SystemExit, match=r"history must be a list of \[asked, answered\]"):
+        line_of(line, "chat", {}, "x")
+
+
+def test_values_that_are_no_text_are_refused_and_not_written():
+    with pytest.raises(SystemExit, match="system must be text"):
+        line_of({"instruction": "q", "output": "a", "system": ["x"]}, "completion", {}, "x")
+    for value in (None, "x", [{"from": ["x"], "value": "y"}]):
+        with pytest.raises(SystemExit) as stop:
+            line_of({"messages": value}, "chat", {}, "x")
+        assert "that is for" not in str(stop.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [

@@ -569,6 +569,9 @@ def test_chinese_text_in_an_older_encoding_is_told_which(tmp_path):
     text.write_bytes("從前有座山，山上有座廟，廟裡有個老和尚在說故事。\n".encode("big5") * 50)
     with pytest.raises(SystemExit, match="--encoding=big5"):
         prepare_data.main([str(text)])
+    text.write_bytes("小猫喝水\n".encode("gb18030"))  # none of the commonest characters
+    with pytest.raises(SystemExit, match="--encoding=gb18030"):
+        prepare_data.main([str(text)])
     text.write_bytes("Café, s'il vous plaît.\n".encode("latin-1") * 50)
     with pytest.raises(SystemExit, match="--encoding=windows-1252"):
         prepare_data.main([str(text)])
