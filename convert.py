@@ -262,8 +262,8 @@ def bos_of(tokenizer, checkpoint):
 
 def use(folder, tokenizer, checkpoint):
     """How transformers writes text, or answers, with the model in a folder."""
-    converses = (checkpoint.get("task") or {}).get("task") == "chat"
-    converses = converses or (tokenizer and tokenizer.chat_template)
+    was_taught_to = (checkpoint.get("task") or {}).get("task") == "chat"
+    converses = was_taught_to or (tokenizer and tokenizer.chat_template)
     return USE.format(folder=folder, inputs=CHAT if converses else TEXT)
 
 

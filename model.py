@@ -516,17 +516,17 @@ class SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, targets, weight, softcap, smoothing):
         to_hidden, _, to_weight, *_ = ctx.needs_input_grad  # true under no_grad too: hence detach
-        cast_weight = weight.to(product_dtype(hidden))                                  # (V, C)
+        cast_weight = weight.to(product_dtype(hidden))                             # (V, C)
         hidden_grad = torch.zeros_like(hidden) if to_hidden else None
         weight_grad = torch.zeros_like(weight) if to_weight else None
         total = torch.zeros((), device=hidden.device)
         for at in rows_to_score(targets).split(rows_at_once(len(weight), weight.device)):
-            is_scored = (targets[at] != IGNORED)[:, None]                             # (n, 1)
-            h = (hidden[at] * is_scored).type_as(cast_weight)                              # (n, C)
+            is_scored = (targets[at] != IGNORED)[:, None]                          # (n, 1)
+            h = (hidden[at] * is_scored).type_as(cast_weight)                      # (n, C)
             target = targets[at, None].clamp(min=0)
-            logits = capped(F.linear(h, cast_weight).float(), softcap)                  # (n, V)
+            logits = capped(F.linear(h, cast_weight).float(), softcap)             # (n, V)
             log_p = logits.log_softmax(dim=1)
-            target_log_p = log_p.gather(1, target)                                       # (n, 1)
+            target_log_p = log_p.gather(1, target)                                 # (n, 1)
             if smoothing:
                 target_log_p = target_log_p.lerp(log_p.mean(dim=1, keepdim=True), smoothing)
             total -= (target_log_p * is_scored).sum()

@@ -127,8 +127,8 @@ def main(argv=None):
 def check(config):
     """Raise ValueError for options that cannot work, before anything is read."""
     known = (*TIKTOKEN, "bpe", "char", "byte")
-    elsewhere = Path(config.tokenizer).exists() or may_be_on_the_hub(config.tokenizer)
-    if config.tokenizer not in known and not elsewhere:
+    on_the_hub = "/" in config.tokenizer and may_be_on_the_hub(config.tokenizer)
+    if not (config.tokenizer in known or Path(config.tokenizer).exists() or on_the_hub):
         expected = f"{', '.join(known)}, or the path of a tokenizer, a data folder or a run"
         raise ValueError(f"tokenizer={config.tokenizer}: expected {expected}")
     if config.vocab_size is not None and config.tokenizer != "bpe":

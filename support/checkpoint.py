@@ -18,7 +18,6 @@ and of finetune.py's runs
 
 import pickle
 import platform
-import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -31,12 +30,11 @@ from support.adapters import adds, fingerprint_of, has_added, merge_lora, put_in
 from support.files import replacing
 from support.nanogpt import from_nanogpt
 from support.tokenizer import tokenizer_from_dict
+from support.tokenizer_files import may_be_on_the_hub
 from support.weights import assembled, averaged, fitted
 
 FORMAT = 1
 LAST, BEST = "ckpt.pt", "best.pt"
-# A model on the hub, such as Qwen/Qwen3-0.6B; out/ is where runs are.
-HUB_NAME = re.compile(r"(?!out/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # What a run leaves in its out_dir.
 MERGED = "merged.pt"
 RESULTS = ("test.json", "predictions.jsonl", "confusion.png")
@@ -192,8 +190,7 @@ def huggingface_folder(source):
     path = Path(source)
     if (path / "config.json").is_file():
         return path
-    is_local = path.exists() or (path.parent != Path() and path.parent.is_dir())
-    if is_local or not HUB_NAME.fullmatch(str(source)):
+    if not may_be_on_the_hub(source):
         return None
     from support.huggingface import from_hub
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from support.code_tasks import code_tasks, split_of
-from support.files import advice_on_encoding, with_mark
+from support.files import advice_on_encoding
 from support.stories.tasks import story_tasks
 from support.tokenizer import repair
 
@@ -196,19 +196,21 @@ class TextFile:
     """A file as pieces of text, read anew each time it is gone through."""
 
     def __init__(self, path, encoding="utf-8"):
-        self.path, self.encoding = path, with_mark(encoding)
+        self.path, self.encoding = path, encoding
 
     def __iter__(self):
         # As in text mode: a byte order mark is dropped, every kind of line end becomes "\n".
         decoder = codecs.getincrementaldecoder(self.encoding)()
         decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
-        fed = 0
+        fed, begun = 0, False
         with open_bytes(self.path) as file:
             while chunk := file.read(CHUNK_BYTES):
-                refuse_binary(self.path, chunk, fed, self.encoding)
+                if not is_wide(self.encoding):
+                    refuse_binary(self.path, chunk, fed)
                 fed += len(chunk)
                 text = decode(self.path, decoder, chunk, fed)
-                yield text.removeprefix("\ufeff") if fed == len(chunk) else text, len(chunk)
+                yield text if begun else text.removeprefix("\ufeff"), len(chunk)
+                begun = begun or bool(text)
             yield decode(self.path, decoder, b"", fed, final=True), 0
 
 
@@ -236,10 +238,13 @@ def unpacked_size(path):
         return int.from_bytes(file.read(), "little")
 
 
-def refuse_binary(path, chunk, start, encoding):
+def is_wide(encoding):
+    """Whether every character takes several bytes, zeros among them."""
+    return codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+
+
+def refuse_binary(path, chunk, start):
     """Raise ValueError for bytes that are no text, as soon as their look gives them away."""
-    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
-        return
     if start == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise ValueError(f"{path} is UTF-16; save it as UTF-8, or type --encoding=utf-16")
     if b"\0" in chunk:
@@ -261,14 +266,14 @@ def decode(path, decoder, chunk, fed, final=False):
 def lines_of(path, encoding, field):
     """The documents of a .jsonl file: a field of each line."""
     fed = 0
-    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+    if is_wide(encoding):
         raise ValueError(f"{path}: lines of JSON are not read in {encoding}; save it as UTF-8")
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            refuse_binary(path, line, fed, encoding)
+            refuse_binary(path, line, fed)
             fed += len(line)
-            marked = with_mark(encoding) if number == 1 else encoding
-            text = decode(path, codecs.getincrementaldecoder(marked)(), line, fed, final=True)
+            text = decode(path, codecs.getincrementaldecoder(encoding)(), line, fed, final=True)
+            text = text.removeprefix("\ufeff") if number == 1 else text
             if text.strip():
                 yield Document([(text_field(path, number, text, field), len(line))])
 

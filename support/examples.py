@@ -350,14 +350,13 @@ def chat_line(record, where):
 def history_of(record, where):
     """What was said before, in Alpaca's form as LLaMA-Factory writes it: [[asked, answered], …]."""
     history = record.get("history") or []
-    pairs = history if isinstance(history, list) else [None]
-    for pair in pairs:
+    for pair in history if isinstance(history, list) else [None]:
         texts = [one for one in pair if isinstance(one, str)] if isinstance(pair, list) else []
         if len(texts) != 2 or len(pair) != 2:
             raise SystemExit(
                 f"{where}: history must be a list of [asked, answered], found {str(history)[:40]!r}"
             )
-    return pairs
+    return history
 
 
 def in_messages(conversation):

@@ -20,7 +20,6 @@ from support.tokenizer_files import tokenizer_from_nanogpt
 HEADER_BYTES = 1024
 MAGIC_DTYPES = {20240520: "<u2", 20240801: "<u4"}
 NANOGPT_VOCAB_SIZE = 50304  # what nanoGPT assumes where a folder says nothing
-CORPORA = "stories", "python", "tinystories", "fineweb_edu", "shakespeare"  # of prepare_data.py
 
 
 @dataclass
@@ -82,9 +81,11 @@ def open_dataset(name):
 
 def how_to_make(name):
     """The command that makes the data of this name."""
+    from support.corpora import NAMES  # which nobody waits for but who has made a mistake
+
     if name == "shakespeare_char":
         return "python prepare_data.py shakespeare --dataset=shakespeare_char --tokenizer=char"
-    source = name if name in CORPORA else f"PATH_OF_YOUR_TEXT --dataset={name}"
+    source = name if name in NAMES else f"PATH_OF_YOUR_TEXT --dataset={name}"
     return f"python prepare_data.py {source}"
 
 

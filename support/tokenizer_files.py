@@ -19,6 +19,8 @@ from support.tokenizer import (
 )
 
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
+# A model on the hub, such as Qwen/Qwen3-0.6B; out/ is where runs are.
+HUB_NAME = regex.compile(r"(?!out/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ANY = {"Regex": r"[\s\S]"}  # one character, whichever: the split of a tokenizer of characters
 # How a conversation is written with our special tokens, in Jinja (ChatML).
 CHATML = (
@@ -37,7 +39,7 @@ def load_tokenizer(source):
 
     Or of a model on Hugging Face's hub, `owner/name`.
     """
-    if not Path(source).exists() and may_be_on_the_hub(source):
+    if "/" in str(source) and may_be_on_the_hub(source):
         from support.huggingface import from_hub  # which brings torch, and its memory
 
         source = from_hub(source)
@@ -68,9 +70,10 @@ def load_tokenizer(source):
 
 
 def may_be_on_the_hub(source):
-    """Whether `source` looks like owner/name, and the owner is no folder here."""
-    owner, slash, name = str(source).partition("/")
-    return bool(slash and owner and name) and "/" not in name and not Path(owner).is_dir()
+    """Whether `source` is no path here, and looks like the name of a model on the hub."""
+    path = Path(source)
+    is_local = path.exists() or (path.parent != Path() and path.parent.is_dir())
+    return not is_local and bool(HUB_NAME.fullmatch(str(source)))
 
 
 def assumed_tokenizer(path, model):

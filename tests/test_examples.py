@@ -143,6 +143,7 @@ def test_columns_of_conll_are_sentences_of_words_and_tags():
         ("I-A I-A O I-B", "B-A I-A O B-B"),
         ("S-A B-B E-B", "B-A B-B I-B"),
         ("U-A B-B I-B L-B", "B-A B-B I-B I-B"),
+        ("B-人 M-人 E-人 O S-物", "B-人 I-人 I-人 O B-物"),
         ("B-A B-A I-A", "B-A B-A I-A"),
         ("I-A I-B", "B-A B-B"),
     ],
@@ -213,8 +214,7 @@ def test_words_are_joined_as_in_running_text_and_each_has_an_end():
     assert words_of("Mei's kite, 风筝!") == ["Mei's", "kite", ",", "风", "筝", "!"]
 
 
-def test_chinese_schemes_of_tags_and_alpacas_system_and_history_are_read():
-    assert in_bio(["B-人", "M-人", "E-人", "O", "S-物"]) == ["B-人", "I-人", "I-人", "O", "B-物"]
+def test_alpacas_system_and_history_are_read():
     line = {
         "instruction": "再见",
         "output": "走好",
