@@ -16,7 +16,8 @@ from support.processes import pick_dtype
 HALF_ROWS = 2  # with more at once, float16 is no longer faster on a CPU than whole matrices
 FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
 INT8_ROWS = 8  # with more at once, it pays to widen the weights first where FBGEMM is not there
-# Without this instruction sums are kept in 16 bits, for which activations must have but 7.
+SMALLEST_STEP = 6.1e-5  # what FBGEMM rounds activations to at the finest
+# Without this instruction FBGEMM sums in 16 bits, so that activations may have but 7.
 NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", False)
 
 
@@ -90,17 +91,32 @@ class Int8Linear(LightLinear):
         weight = linear.weight.detach().float()  # (outputs, inputs)
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (outputs)
         super().__init__(linear, packed(prepack_int8, weight, scale))
+        whole = (weight / scale[:, None]).round()
         if self.packed is None:
-            self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+            self.register_buffer("weight", whole.to(torch.int8))
             self.register_buffer("scale", scale)
+        else:
+            self.register_buffer("sums", whole.sum(dim=1) * scale)  # what an input of ones gives
 
     def with_kernel(self, x):
-        """The product with x rounded too, every row by its own peak."""
+        """The product with x rounded too, every row to 255 steps from its least to its largest.
+
+        FBGEMM does so itself with a single row, but takes one range for several. Here each row is
+        counted in steps of its own, from 0, as FBGEMM counts a single one: a text comes out the
+        same, read token by token or at once.
+        """
+        kernels = torch.ops.quantized
         if x.numel() == x.size(-1):
-            return torch.ops.quantized.linear_dynamic(x.float(), self.packed, NARROW).type_as(x)
-        peaks = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12)
-        y = torch.ops.quantized.linear_dynamic(x / peaks, self.packed, NARROW)
-        return (y * peaks).type_as(x)
+            return kernels.linear_dynamic(x.float(), self.packed, NARROW).type_as(x)
+        rows = x.float()
+        least = rows.amin(dim=-1, keepdim=True).clamp(max=0)
+        range_ = rows.amax(dim=-1, keepdim=True).clamp(min=0).double() - least
+        step = (range_ / (127 if NARROW else 255)).clamp(min=SMALLEST_STEP)
+        zero = (least / -step).round().float()  # the step at which 0 stands
+        step = step.float()
+        steps = torch.addcmul(zero, rows, step.reciprocal())
+        y = kernels.linear_with_input_q_dq_qweight_dq_output_fp32(steps, 1.0, 0, self.packed)
+        return (y - zero * self.sums).mul_(step).type_as(x)
 
     def without_kernel(self, x):
         """The product with x as it is."""

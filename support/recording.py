@@ -91,11 +91,21 @@ class Trace(RecordedStep):
     """
 
     def record(self):
+        # oneDNN multiplies matrices in 16 bits; the rest of a step is faster without it.
+        self.needs_onednn = self.model.token_embedding.weight.dtype != torch.float32
         step = Traceable(self)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is to be removed one day; that sizes stay is meant
-            self.replay = torch.jit.trace(step, self.tokens, check_trace=False)
+            self.trace = torch.jit.trace(step, self.tokens, check_trace=False)
         step.trace = None  # else the two would keep each other in memory
+
+    def replay(self, tokens):
+        before = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = before and self.needs_onednn
+        try:
+            return self.trace(tokens)
+        finally:
+            torch.backends.mkldnn.enabled = before
 
 
 class Traceable(nn.Module):

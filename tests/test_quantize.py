@@ -87,6 +87,16 @@ def test_a_row_with_large_activations_does_not_blur_the_others():
     assert (quiet - reference(x)[1:]).norm() / reference(x)[1:].norm() < 0.02
 
 
+@pytest.mark.parametrize("narrow", [True, False])
+def test_rows_at_once_are_rounded_as_each_alone(narrow, monkeypatch):
+    monkeypatch.setattr(support.quantize, "NARROW", narrow)
+    layer = Int8Linear(linear())
+    x = torch.randn(3, 200, 64) * torch.tensor([0.1, 1, 10]).view(3, 1, 1)
+    x[:, ::2] = x[:, ::2].relu() ** 2
+    alone = torch.stack([torch.cat([layer(row[None]) for row in rows]) for rows in x])
+    torch.testing.assert_close(layer(x), alone, rtol=1e-5, atol=1e-5)
+
+
 def test_rows_of_zeros_give_zeros():
     assert not Int8Linear(linear(bias=False))(torch.zeros(1, 3, 64)).any()
 

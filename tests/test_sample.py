@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.backends import mkldnn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import sample
@@ -331,6 +332,17 @@ def test_lighter_weights_can_be_recorded(Light):
     assert isinstance(context.step, Trace)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replays_leave_out_onednn_where_it_multiplies_nothing(dtype):
+    context = Context(make_model().to(dtype), recorded=True)
+    context.read([[1, 2]], 8)
+    context.read_on(torch.tensor([[3]]))
+    trace, heard = context.step.trace, []
+    context.step.trace = lambda tokens: heard.append(mkldnn.enabled) or trace(tokens)
+    context.read_on(torch.tensor([[4]]))
+    assert (heard, mkldnn.enabled) == ([dtype == torch.bfloat16], True)
+
+
 class CountingInPython(Transformer):
     """A reader's idea that a replay would get wrong: a number that changes, outside of a tensor."""
 
@@ -398,6 +410,14 @@ def test_greedy_text_with_guesses_is_the_text_without(position, n_guesses, n):
     for prompts in ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8, 9, 1, 2]], [[1] * 40, [2], [3, 4]]):
         expected = continuation(model, prompts, n)
         assert guessed(model, prompts, n, n_guesses=n_guesses) == expected
+
+
+@pytest.mark.parametrize("Light", [HalfLinear, Int8Linear])
+def test_greedy_text_with_guesses_is_the_text_without_for_lighter_weights_too(Light):
+    model = replace_linears(make_model(block_size=64), Light)
+    for first in range(20):
+        prompts = [[first, first + 1, first, first + 2]]
+        assert guessed(model, prompts, 50) == continuation(model, prompts, 50)
 
 
 def test_right_guesses_save_passes(monkeypatch):
