@@ -39,20 +39,11 @@ from support.finetuning import begin
 from support.fp8 import use_fp8
 from support.processes import only_main_prints, open_world
 from support.report import Report, advice_on_memory, farewell, in_words, is_over
+from support.starting_point import check_accumulation, make_room, read_config
 from support.tasks import TASKS, Example, batch_of
 from support.token_files import permuted
 from support.weights import averaged
-from train import (
-    Schedule,
-    TrainConfig,
-    check_shares,
-    evaluation,
-    make_room,
-    read_config,
-    train,
-    training_batches,
-    windows_of,
-)
+from train import Schedule, TrainConfig, evaluation, train, training_batches, windows_of
 
 QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # where no task is named
 # What does nothing to a folder of tokens, which has neither fields nor words nor examples.
@@ -84,7 +75,7 @@ class FinetuneConfig(TrainConfig):
     word_swap: float = 0.0  # share that changes places with the next
     token_shift: float = 0.0  # share overwritten by the word before, as if the text had shifted
     # what is trained
-    method: Literal["full", "last", "head", "lora", "adapter", "prefix"] = "full"  # adapters.py
+    method: Literal[tuple(SETTINGS)] = "full"  # what is trained (support/adapters.py)
     last_blocks: int = 1  # last: how many blocks
     lora_rank: int = 8  # lora: the width of the detour around a matrix
     lora_alpha: float = 16.0  # lora: its strength is this / lora_rank
@@ -227,10 +218,7 @@ def example_batches(task, lines, examples, config, world):
         found = [example_at(int(number), int(epoch)) for number, epoch in zip(order, epochs)]
         cuts = range(0, mine, config.batch_size)
         micro = [[*chain(*found[i : i + config.batch_size])] or [NOTHING] for i in cuts]
-        return [
-            batch_of(some, pack, not config.causal) | {"label_smoothing": config.label_smoothing}
-            for some in micro
-        ]
+        return [batch_of(some, pack, hide_padding=not config.causal) for some in micro]
 
     return batch_at
 
@@ -255,8 +243,8 @@ def judge(task, lines, model, faster, config, world):
     return {"val_loss": loss} | task.numbers(lines, answers, loss, count), answers
 
 
-def task_evaluation(task, lines, model, config, world, say):
-    """`evaluate(model)` on some of the lines, always the same; it shows one of the answers."""
+def task_evaluation(task, lines, model, config, world, show):
+    """`evaluate(model)` on some of the lines, always the same; `show` gets one of the answers."""
     n = min(config.eval_iters * config.batch_size or len(lines), len(lines))
     chosen = [lines[i * len(lines) // n] for i in range(n)]
 
@@ -264,7 +252,7 @@ def task_evaluation(task, lines, model, config, world, say):
         numbers, answers = judge(task, chosen, model, faster, config, world)
         if answers[0] is not None and config.sample_tokens:
             answer, right = shown(answers[0]), shown(task.right(chosen[0]))
-            say(f"  | {answer}" + ("" if answer == right else f"   (right: {right})"))
+            show(f"  | {answer}" + ("" if answer == right else f"   (right: {right})"))
         return numbers
 
     return evaluate
@@ -381,7 +369,7 @@ def table(rows):
 
 
 def read_finetune_config():
-    """What `train.read_config` gives; a run that goes on keeps its task and its method."""
+    """What `read_config` gives; a run that goes on keeps its task and its method."""
     fixed = ("optimizer", "task", "generative", "pretrained", "redraw", "method")
     fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
     own = typed_options(sys.argv[1:]).keys() & {"init_from", "dataset", "data", "task"}
@@ -412,18 +400,18 @@ def batches_for(config, start, world):
     return config, example_batches(start.task, start.lines["train"], examples, config, world)
 
 
-def evaluation_for(config, start, world, say):
+def evaluation_for(config, start, world, show):
     """`evaluate(model)` on the validation examples, or on both splits of a folder of tokens."""
     if start.dataset:
         return evaluation(start.dataset, config, world)
-    return task_evaluation(start.task, start.lines["val"], start.model, config, world, say)
+    return task_evaluation(start.task, start.lines["val"], start.model, config, world, show)
 
 
 def main():
     only_main_prints()
     config, resumed = read_finetune_config()
     with open_world(config.device, config.dtype) as world, advice_on_memory(config):
-        check_shares(config, world)
+        check_accumulation(config, world)
         config, start = begin(config, resumed)
         model = start.model.to(world.device)
         if config.fp8:
@@ -442,7 +430,7 @@ def main():
             return
         make_room(config, world, resumed)
         with Report(config, model, world, resumed) as report:
-            evaluate = evaluation_for(config, start, world, report.say)
+            evaluate = evaluation_for(config, start, world, report.show)
             progress = train(model, config, batch_at, evaluate, world, report, start.about, resumed)
         world.wait()  # until the best checkpoint is written
         if is_over(progress, config):

@@ -35,7 +35,7 @@ class ModelConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # evens out the scale before each branch
     position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
     ngrams: int = 1  # 3: pairs and triples of tokens have vectors of their own too; 1: they do not
-    ngram_rows: int = 32768  # vectors for all of these; some n-grams share one
+    ngram_rows: int = 32768  # of their hash table: n-grams that collide share a vector
     mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"  # OpenAI's GPT-2 has gelu_tanh
     bias: bool = False  # biases in linear layers and layer norms
     qkv_bias: bool | None = None  # biases of query, key and value alone (Qwen 2); None: as bias
@@ -44,13 +44,14 @@ class ModelConfig:
     dropout: float = 0.0  # share of activations zeroed in training
     attention_dropout: float | None = None  # the same for attention weights; None: as dropout
     shared_dropout: bool = False  # zero the same in all sequences of a batch: fewer random numbers
+    label_smoothing: float = 0.0  # share of each target spread over the vocabulary in training
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     # Llama 3's stretched rotation: factor, low_freq_factor, high_freq_factor, original block_size
     rope_scaling: tuple[float, float, float, int] | None = None
     norm_eps: float = 1e-5  # keeps the norms from dividing by zero
     n_labels: int = 0  # labels to score instead of the tokens (finetune.py); 0: the tokens
     softcap: float = 0.0  # logits are bent smoothly to stay within ± this; 0: not at all
-    init: Literal["gpt2", "zero"] = "gpt2"  # zero: each branch starts as nothing
+    init: Literal["gpt2", "zero"] = "gpt2"  # zero: each block starts as the identity
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
     fused_attention: bool = True  # one kernel for attention; False: the formula written out
 
@@ -71,7 +72,7 @@ class ModelConfig:
             )
         if self.position == "rope" and self.head_channels % 2:
             raise ValueError(f"position=rope needs an even head_size, not {self.head_channels}")
-        for name in ("dropout", "attention_dropout"):
+        for name in ("dropout", "attention_dropout", "label_smoothing"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.n_labels and self.tie_weights:
@@ -149,35 +150,7 @@ def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, triangle, enable_gqa=shared)
 
 
-# --------------------------------------------------------------------------- n-grams, and positions
-
-
-class NGramEmbedding(nn.Module):
-    """A vector for each token together with the one before it, with the two before it, and so on.
-
-    What a small model spends much of its training on, which token follows which, is looked up here
-    (arXiv:2501.16975). There are more n-grams than rows: a hash gives each its row, and some meet
-    in one. An n-gram that would reach back beyond the beginning has row 0, which stays 0.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.longest = config.ngrams
-        self.table = nn.Embedding(config.ngram_rows, config.n_embd, padding_idx=0)
-
-    def forward(self, tokens, positions, segments=None):
-        """(B, T, C) for the T positions (B or 1, T) among the tokens (B, S) seen so far."""
-        at = positions.expand(len(tokens), -1)                           # (B, T)
-        hashed, rows = tokens.gather(1, at), []
-        for back in range(1, self.longest):
-            before = (at - back).clamp(min=0)
-            hashed = hashed * MIXER + tokens.gather(1, before)
-            hashed = hashed % (self.table.num_embeddings - 1)
-            exists = at >= back
-            if segments is not None:
-                exists = exists & (segments.gather(1, before) == segments)
-            rows.append(torch.where(exists, 1 + hashed, 0))
-        return self.table(torch.stack(rows)).sum(dim=0)
+# ---------------------------------------------------------------------------------------- positions
 
 
 class LearnedPositions(nn.Module):
@@ -188,7 +161,7 @@ class LearnedPositions(nn.Module):
         self.embedding = nn.Embedding(config.block_size, config.n_embd)
 
     def forward(self, x, positions):
-        return x + self.embedding(positions), nn.Identity()
+        return x + self.embedding(positions), lambda heads: heads
 
 
 class RotaryPositions(nn.Module):
@@ -233,6 +206,7 @@ def stretched(frequencies, factor, low, high, old_context):
     return frequencies * (kept + (1 - kept) / factor)
 
 
+# Each gives x (B, T, C), and a function for queries and keys (B, heads, T, D), at these positions.
 POSITIONS = {"learned": LearnedPositions, "rope": RotaryPositions}
 
 
@@ -256,8 +230,7 @@ def make_norm(config):
 class SharedDropout(nn.Dropout):
     """Dropout that zeroes the same activations in every sequence of a batch, x (B, T, C).
 
-    It keeps from learning by heart nearly as well, for 1/B of the random numbers, which a CPU is
-    slow to make.
+    It regularises nearly as well, for 1/B of the random numbers, which a CPU is slow to make.
     """
 
     def forward(self, x):
@@ -269,72 +242,6 @@ class SharedDropout(nn.Dropout):
 def make_dropout(config):
     """The dropout that `config` asks for, of what joins the residual stream."""
     return (SharedDropout if config.shared_dropout else nn.Dropout)(config.dropout)
-
-
-class KVCache:
-    """Keys and values of the positions seen so far: a new token then costs one position's work.
-
-    It has `room` for this many positions (None: `block_size`) from the beginning. Each row of the
-    batch may have filled a number of its own.
-    """
-
-    def __init__(self, config, batch_size, device=None, dtype=None, room=None):
-        K, D, self.room = config.kv_heads, config.head_channels, room or config.block_size
-        shape = (config.n_layer, batch_size, K, self.room, D)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
-        self.tokens = torch.zeros(batch_size, self.room, dtype=torch.long, device=device)
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
-        self.longest = 0  # the largest of them, known without asking the device
-        self.in_step = True  # whether all of them are equal
-        self.static = False  # True: hand out all the room, filled or not: shapes stay the same
-
-    def n_keys(self, T):
-        """How many positions are handed out once T new ones are stored: S."""
-        return self.room if self.static else self.longest + T
-
-    def positions(self, T):
-        """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""
-        filled = self.lengths[:1, None] if self.in_step else self.lengths[:, None]
-        return filled + torch.arange(T, device=self.lengths.device)
-
-    def append_tokens(self, inputs, positions):
-        """Store tokens (B, T), for the n-grams; all that are then there: (B, S)."""
-        self.tokens.scatter_(1, positions.expand(inputs.shape), inputs)
-        return self.tokens[:, : self.n_keys(inputs.size(1))]
-
-    def append(self, layer, k, v):
-        """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
-        T, S = k.size(2), self.n_keys(k.size(2))
-        keys, values = self.keys[layer], self.values[layer]
-        if self.in_step:
-            keys[:, :, self.longest:S] = k
-            values[:, :, self.longest:S] = v
-        else:
-            rows, columns = torch.arange(k.size(0), device=k.device)[:, None], self.positions(T)
-            keys[rows, :, columns] = k.transpose(1, 2).to(keys.dtype)
-            values[rows, :, columns] = v.transpose(1, 2).to(values.dtype)
-        return keys[:, :, :S], values[:, :, :S]
-
-    def advance(self, T):
-        """Count T more positions as filled, once every layer has stored them."""
-        self.lengths += T
-        self.longest += T
-
-    def truncate(self, lengths):
-        """Forget all but the first `lengths` positions: one number, or one for each row."""
-        self.lengths.copy_(torch.as_tensor(lengths))
-        shortest, self.longest = map(int, self.lengths.aminmax())
-        self.in_step = shortest == self.longest
-
-
-    def copy_from(self, other):
-        """Take over what another cache for as many rows holds."""
-        S = other.longest
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            mine[:, :, :, :S] = theirs[:, :, :, :S]
-        self.tokens[:, :S] = other.tokens[:, :S]
-        self.truncate(other.lengths)
 
 
 class CausalSelfAttention(nn.Module):
@@ -416,6 +323,9 @@ class SwiGLU(nn.Module):
         return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
+MLPS = {"swiglu": SwiGLU}  # by their name in ModelConfig.mlp; the other names are activations
+
+
 class Block(nn.Module):
     """Communication, then computation, each added to the residual stream."""
 
@@ -424,7 +334,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = CausalSelfAttention(config, layer)
         self.mlp_norm = make_norm(config)
-        self.mlp = SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
+        self.mlp = MLPS.get(config.mlp, MLP)(config)
 
     def forward(self, x, turn, mask=None, cache=None):
         x = x + self.attention(self.attention_norm(x), turn, mask, cache)
@@ -447,27 +357,28 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
         initialize(self, config)
 
-    def forward(
-        self, inputs, targets=None, cache=None, segments=None, label_smoothing=0.0, at=None
-    ):
+    def forward(self, inputs, targets=None, cache=None, segments=None, at=None):
         """(logits, None), or (None, loss) where targets are given: their mean loss in nats.
 
         inputs (B, T) tokens; targets (B, T), -1 where nothing is to be learned; cache a KVCache
         that the inputs continue; segments (B, T) numbers of packed documents, which do not see
-        each other; logits (B, T, V) score what may come after each input, or (B, n, V) after those
-        `at` (B, n) alone.
+        each other; logits (B, T, V) score what may come after each input; with `at` (B, n) only
+        these positions are scored: (B, n, V).
         """
         T, softcap = inputs.size(1), self.config.softcap
-        length = T + (cache.longest if cache else 0)
+        if cache is None:
+            length, n_keys, static = T, T, False
+            positions = torch.arange(T, device=inputs.device)[None]      # (1, T)
+        else:
+            length, n_keys, static = cache.longest + T, cache.n_keys(T), cache.static
+            positions = cache.positions(T)                               # (B or 1, T)
         if length > self.config.block_size:
             raise ValueError(f"{length} tokens do not fit block_size={self.config.block_size}")
-        positions = cache.positions(T) if cache else torch.arange(T, device=inputs.device)[None]
-        n_keys, static = (cache.n_keys(T), cache.static) if cache else (T, False)
         mask = attention_mask(positions, n_keys, self.config.causal, segments, static)
 
         x = self.token_embedding(inputs)                                 # (B, T, C)
         if self.ngram_embedding is not None:
-            tokens = cache.append_tokens(inputs, positions) if cache else inputs   # (B, S)
+            tokens = inputs if cache is None else cache.append_tokens(inputs, positions)   # (B, S)
             x = x + self.ngram_embedding(tokens, positions, segments)
         x, turn = self.position(x, positions)
         x = self.dropout(x)
@@ -480,11 +391,43 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(T)
         if targets is not None:
-            return None, next_token_loss(x, self.head.weight, targets, softcap, label_smoothing)
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            return None, next_token_loss(x, self.head.weight, targets, softcap, smoothing)
         return capped(self.head(x), softcap), None                                 # (B, T, V)
 
 
-# -------------------------------------------------------------------------- loss, and the beginning
+# -------------------------------------------------------------------------- weights before training
+
+
+@torch.no_grad()
+def initialize(model, config):
+    """Draw the matrices, and set the biases to 0.
+
+    gpt2: N(0, 0.02²), narrower by √(2 n_layer) where a branch joins the residual stream.
+    zero: inner matrices N(0, 1/(4 inputs)); where a branch joins, and in a head of its own, 0:
+    every block starts as the identity, every token as equally likely.
+    Vectors of n-grams start as 0 with either.
+    """
+    if config.tie_weights:
+        model.head.weight = model.token_embedding.weight
+    for name, weight in model.named_parameters():
+        joins = name.endswith((".output.weight", ".down.weight"))
+        if weight.dim() < 2:  # a norm's weight is 1 already, a vector of your own as you made it
+            if name.endswith("bias"):
+                weight.zero_()
+        elif name.startswith("ngram_embedding"):
+            weight.zero_()
+        elif config.init == "gpt2":
+            weight.normal_(std=0.02 / math.sqrt(2 * config.n_layer) if joins else 0.02)
+        elif joins or name == "head.weight":
+            weight.zero_()
+        elif "embedding" in name:
+            weight.normal_(std=0.02 if config.tie_weights else 1.0)
+        else:
+            weight.normal_(std=0.5 / math.sqrt(weight.size(1)))
+
+
+# ----------------------------------------------------------------------------------------- the loss
 
 
 def capped(logits, softcap):
@@ -493,9 +436,12 @@ def capped(logits, softcap):
 
 
 def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
-    """Mean of -log p(target) over the targets that count, in nats; 0 where there are none.
+    """Cross-entropy: the mean of -log p(target) over all targets that count, in nats.
 
-    hidden (B, T, C), weight (V, C), targets (B, T), -1 where nothing is to be learned.
+    hidden (B, T, C), weight (V, C), targets (B, T), -1 where nothing is to be learned; 0 where all
+    of them are. It is
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1) of the logits
+    capped(hidden @ weight.t(), softcap), and never holds them all.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
@@ -520,7 +466,7 @@ class SummedLoss(torch.autograd.Function):
         hidden_grad = torch.zeros_like(hidden) if to_hidden else None
         weight_grad = torch.zeros_like(weight) if to_weight else None
         total = torch.zeros((), device=hidden.device)
-        for at in rows_to_score(targets).split(rows_at_once(len(weight), weight.device)):
+        for at in rows_to_score(targets).split(rows_per_piece(len(weight), weight.device)):
             is_scored = (targets[at] != IGNORED)[:, None]                          # (n, 1)
             h = (hidden[at] * is_scored).type_as(cast_weight)                      # (n, C)
             target = targets[at, None].clamp(min=0)
@@ -557,7 +503,7 @@ def logits_gradient(log_p, logits, target, softcap, smoothing):
     return grad
 
 
-def rows_at_once(vocab_size, device):
+def rows_per_piece(vocab_size, device):
     """How many rows of logits the loss makes at a time."""
     few = LOGITS_AT_ONCE if device.type == "cpu" else LOGITS_AT_ONCE_ON_A_GPU
     return max(512, few // vocab_size)
@@ -576,28 +522,101 @@ def product_dtype(x):
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-@torch.no_grad()
-def initialize(model, config):
-    """Draw the weights.
+# ------------------------------------------------------------------------------- n-grams, an option
 
-    gpt2: N(0, 0.02²), narrower by √(2 n_layer) where a branch joins the residual stream.
-    zero: inner matrices N(0, 1/(4 inputs)); where a branch joins, and in a head of its own, 0:
-    every block starts as the identity, every token as equally likely.
-    Vectors of n-grams start as 0 with either.
+
+class NGramEmbedding(nn.Module):
+    """A vector for each token together with the one before it, with the two before it, and so on.
+
+    What a small model spends much of its training on, which token follows which, is looked up here
+    (arXiv:2501.16975). There are more n-grams than rows: a hash gives each its row, and some meet
+    in one. An n-gram that would reach back beyond the beginning has row 0, which stays 0.
     """
-    if config.tie_weights:
-        model.head.weight = model.token_embedding.weight
-    for name, weight in model.named_parameters():
-        joins = name.endswith(("attention.output.weight", "mlp.down.weight"))
-        if weight.dim() < 2:
-            weight.fill_(0.0 if name.endswith("bias") else 1.0)
-        elif name.startswith("ngram_embedding"):
-            weight.zero_()
-        elif config.init == "gpt2":
-            weight.normal_(std=0.02 / math.sqrt(2 * config.n_layer) if joins else 0.02)
-        elif joins or name == "head.weight":
-            weight.zero_()
-        elif "embedding" in name:
-            weight.normal_(std=0.02 if config.tie_weights else 1.0)
+
+    def __init__(self, config):
+        super().__init__()
+        self.longest = config.ngrams
+        self.table = nn.Embedding(config.ngram_rows, config.n_embd, padding_idx=0)
+
+    def forward(self, tokens, positions, segments=None):
+        """(B, T, C) for the T positions (B or 1, T) among the tokens (B, S) seen so far."""
+        at = positions.expand(len(tokens), -1)                           # (B, T)
+        hashed, rows = tokens.gather(1, at), []
+        for back in range(1, self.longest):
+            before = (at - back).clamp(min=0)
+            hashed = hashed * MIXER + tokens.gather(1, before)
+            hashed = hashed % (self.table.num_embeddings - 1)
+            exists = at >= back
+            if segments is not None:
+                exists = exists & (segments.gather(1, before) == segments)
+            rows.append(torch.where(exists, 1 + hashed, 0))
+        return self.table(torch.stack(rows)).sum(dim=0)
+
+
+# -------------------------------------------------------------------- the cache, to write text with
+
+
+class KVCache:
+    """Keys and values of the positions seen so far: a new token then costs one position's work.
+
+    It has `room` for this many positions (None: `block_size`) from the beginning. Each row of the
+    batch may have filled a number of its own.
+    """
+
+    def __init__(self, config, batch_size, device=None, dtype=None, room=None):
+        K, D = config.kv_heads, config.head_channels
+        self.room = room or config.block_size
+        shape = (config.n_layer, batch_size, K, self.room, D)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.tokens = torch.zeros(batch_size, self.room, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
+        self.longest = 0  # the largest of them, known without asking the device
+        self.in_step = True  # whether all of them are equal
+        self.static = False  # True: hand out all the room, filled or not: shapes stay the same
+
+    def n_keys(self, T):
+        """How many positions are handed out once T new ones are stored: S."""
+        return self.room if self.static else self.longest + T
+
+    def positions(self, T):
+        """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""
+        filled = self.lengths[:1, None] if self.in_step else self.lengths[:, None]
+        return filled + torch.arange(T, device=self.lengths.device)
+
+    def append_tokens(self, inputs, positions):
+        """Store tokens (B, T), for the n-grams; all that are then there: (B, S)."""
+        self.tokens.scatter_(1, positions.expand(inputs.shape), inputs)
+        return self.tokens[:, : self.n_keys(inputs.size(1))]
+
+    def append(self, layer, k, v):
+        """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
+        T, S = k.size(2), self.n_keys(k.size(2))
+        keys, values = self.keys[layer], self.values[layer]
+        if self.in_step:
+            keys[:, :, self.longest:S] = k
+            values[:, :, self.longest:S] = v
         else:
-            weight.normal_(std=0.5 / math.sqrt(weight.size(1)))
+            rows, columns = torch.arange(k.size(0), device=k.device)[:, None], self.positions(T)
+            keys[rows, :, columns] = k.transpose(1, 2).to(keys.dtype)
+            values[rows, :, columns] = v.transpose(1, 2).to(values.dtype)
+        return keys[:, :, :S], values[:, :, :S]
+
+    def advance(self, T):
+        """Count T more positions as filled, once every layer has stored them."""
+        self.lengths += T
+        self.longest += T
+
+    def truncate(self, lengths):
+        """Forget all but the first `lengths` positions: one number, or one for each row."""
+        self.lengths.copy_(torch.as_tensor(lengths))
+        shortest, self.longest = map(int, self.lengths.aminmax())
+        self.in_step = shortest == self.longest
+
+    def copy_from(self, other):
+        """Take over what another cache for as many rows holds."""
+        S = other.longest
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, :, :, :S] = theirs[:, :, :, :S]
+        self.tokens[:, :S] = other.tokens[:, :S]
+        self.truncate(other.lengths)

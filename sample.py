@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from model import KVCache
 from support.chat import end_of_turn, opening
@@ -21,15 +20,13 @@ from support.checkpoint import in_a_line, load_model
 from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
-from support.quantize import cache_dtype, lightened
+from support.quantize import cache_dtype, held_out, lightened, perplexity
 from support.recording import recorded_step
-from support.token_files import Windows, open_dataset
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
 RANKED_AT_FIRST = 1024  # tokens that top_p mostly gets by with; to sort all takes far longer
 WORTH_RECORDING = 64  # tokens: to record a step takes as long as it then saves in some 30
 LONGEST_MATCH = 3  # an earlier occurrence is looked for of this many tokens at the most
-HELD_OUT = 2048  # tokens on which it is measured what lighter weights cost
 SEPARATOR = "---------------"
 
 
@@ -52,7 +49,7 @@ class SampleConfig:
     min_p: float = 0.05  # leave out what is less likely than this share of the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens that were there become less likely
     quantize: Literal["no", "int8"] = "no"  # int8: weights of 8 bits, faster and a little worse
-    speculate: int = 0  # guess this many tokens at a time from the text; it stays as good
+    speculate: int = 0  # speculative decoding: guess this many tokens at a time from the text
     stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
     until_eot: bool = True  # stop where the model ends the document
     record: bool = True  # record what is done for a token, and replay it without Python
@@ -232,11 +229,11 @@ def generate(
             logits = context.read_on(tokens)
 
 
-# ---------------------------------------------------------- several tokens for one reading
+# ------------------------------------------ speculative decoding: several tokens for one reading
 
 
 def looked_up(tokens, n):
-    """Up to `n` guesses: what followed when the last few tokens occurred before, most recently."""
+    """Up to `n` guesses: what followed when the last few tokens last occurred (prompt lookup)."""
     for length in range(min(LONGEST_MATCH, len(tokens) - 1), 0, -1):
         ending = tokens[-length:]
         for start in range(len(tokens) - length - 1, -1, -1):
@@ -245,7 +242,7 @@ def looked_up(tokens, n):
     return []
 
 
-def settled(guesses, logits, seen, distribution, generator):
+def accepted(guesses, logits, seen, distribution, generator):
     """The tokens that follow, one more than guesses were right; `seen` (1, V) gets to know them.
 
     logits (at least g + 1, V) score what follows before the first guess, after it, and so on. A
@@ -297,7 +294,7 @@ def generate_with_guesses(
             if made + len(waiting[i]) >= max_new_tokens:
                 continue  # it has run ahead to its end
             scores = logits[i, :, :vocab_size]  # (g + 1, V)
-            tokens = settled(guesses[i], scores, seen[i : i + 1], distribution, generator)
+            tokens = accepted(guesses[i], scores, seen[i : i + 1], distribution, generator)
             row += tokens
             waiting[i] += tokens
         context.cache.truncate([len(row) - 1 for row in rows])  # the last token is still to be read
@@ -377,18 +374,18 @@ def start_tokens(tokenizer, start):
 
 def text_of(model, tokenizer, prompt, max_new_tokens, seed):
     """One continuation of the tokens `prompt`, as a string: for the eyes, while training."""
-    generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
-    usual = {"temperature": SampleConfig.temperature, "min_p": SampleConfig.min_p}
-    distribution = partial(next_token_distribution, **usual)
-    stream = TextStream(tokenizer, ends=[tokenizer.eot])
-    text = ""
-    for tokens in generate(
-        model, [prompt], max_new_tokens, distribution, tokenizer.vocab_size, generator
-    ):
-        text += stream.push(tokens[0])
+    config = SampleConfig(max_new_tokens=max_new_tokens)
+    steps = steps_of(Context(model), tokenizer, [prompt], config, seed)
+    return "".join(streamed(steps, TextStream(tokenizer, ends=[tokenizer.eot])))
+
+
+def streamed(steps, stream):
+    """The parts of a single text, as they become certain."""
+    for tokens in steps:
+        yield stream.push(tokens[0])
         if stream.ended:
             break
-    return text + stream.finish()
+    yield stream.finish()
 
 
 def new_context(model, config):
@@ -463,17 +460,13 @@ def converse(model, tokenizer, config, out):
 def write_answer(context, stream, prompt, config, seed, out):
     """The assistant's answer to a prompt in tokens, written while it is made, as text."""
     text = ""
-    for tokens in steps_of(context, stream.tokenizer, [prompt], config, seed):
-        part = stream.push(tokens[0])
+    for part in streamed(steps_of(context, stream.tokenizer, [prompt], config, seed), stream):
         out.write(part)
         out.flush()
         text += part
-        if stream.ended:
-            break
-    rest = stream.finish()
-    out.write(rest + "\n")
+    out.write("\n")
     out.flush()
-    return text + rest
+    return text
 
 
 @torch.inference_mode()
@@ -554,28 +547,6 @@ def load_for_sampling(config, world):
     return model, tokenizer, checkpoint
 
 
-def held_out(checkpoint, model):
-    """Some windows (B, T + 1) of what the model was validated on; None where that is not here."""
-    T, data = min(model.config.block_size, HELD_OUT), checkpoint["data"]
-    try:
-        dataset = open_dataset(data["dataset"])
-        if dataset.describe()["tokenizer_sha256"] != data["tokenizer_sha256"]:
-            return None  # it was prepared again, as other tokens
-        windows = Windows(dataset.val, T, T + 1)
-    except (KeyError, SystemExit):
-        return None
-    n = min(len(windows), max(1, HELD_OUT // T))
-    return torch.from_numpy(windows.read(windows.spread(n))) if n else None
-
-
-@torch.inference_mode()
-def perplexity(model, block):
-    """e to the mean loss on windows (B, T + 1): among how many tokens the model hesitates."""
-    block = block.to(model.token_embedding.weight.device)
-    logits, _ = model(block[:, :-1])  # lighter layers give no weight to compute a loss with
-    return cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten()).exp().item()
-
-
 def tell_unused(config):
     """Say so where something was typed that nothing will come of."""
     if config.start and (config.chat or config.interactive):
@@ -586,6 +557,32 @@ def tell_unused(config):
         print("system is not used: it is for --chat", file=sys.stderr)
 
 
+def begin_conversation(model, tokenizer, task, config):
+    """Converse on the terminal, with a model that can; exits with one that cannot."""
+    if model.config.n_labels:
+        raise SystemExit("this model gives labels, and holds no conversation: type --start")
+    if not (tokenizer.chat_template or task.get("task") == "chat"):
+        print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    try:
+        converse(model, tokenizer, config, sys.stdout)
+    except ValueError as error:  # the model's template refuses every conversation
+        raise SystemExit(str(error)) from None
+
+
+def write_for(context, tokenizer, start, documents, task, config):
+    """Write what the model says to `start`, a text or labels, and tell how fast it was."""
+    if context.model.config.n_labels:
+        write_labels(context.model, tokenizer, start, documents, task, sys.stdout)
+        return
+    start += LABEL if task.get("generative") else ""  # it was taught to write one
+    prompt = first_tokens(tokenizer, start, documents)
+    begun = time.perf_counter()
+    made = write_samples(context, tokenizer, start, prompt, config, sys.stdout)
+    seconds = time.perf_counter() - begun
+    print(f"{made:,} tokens, {made / seconds:,.0f} tokens/s", file=sys.stderr)
+
+
 def main():
     config = load_config(SampleConfig)
     with open_world(config.device, config.dtype, to_train=False) as world:
@@ -594,30 +591,14 @@ def main():
         task = checkpoint.get("task") or {}
         tell_unused(config)
         if config.chat:
-            if model.config.n_labels:
-                raise SystemExit("this model gives labels, and holds no conversation: type --start")
-            if not (tokenizer.chat_template or task.get("task") == "chat"):
-                print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-            try:
-                converse(model, tokenizer, config, sys.stdout)
-            except ValueError as error:  # the model's template refuses every conversation
-                raise SystemExit(str(error)) from None
+            begin_conversation(model, tokenizer, task, config)
             return
         if task.get("task") == "chat":
             print("this model was taught to converse: --chat", file=sys.stderr)
         context = new_context(model, config)
         for start in starts(config):
             try:
-                if model.config.n_labels:
-                    write_labels(model, tokenizer, start, documents, task, sys.stdout)
-                    continue
-                start += LABEL if task.get("generative") else ""  # it was taught to write one
-                prompt = first_tokens(tokenizer, start, documents)
-                begun = time.perf_counter()
-                made = write_samples(context, tokenizer, start, prompt, config, sys.stdout)
-                seconds = time.perf_counter() - begun
-                print(f"{made:,} tokens, {made / seconds:,.0f} tokens/s", file=sys.stderr)
+                write_for(context, tokenizer, start, documents, task, config)
             except SystemExit as error:
                 if not config.interactive:
                     raise

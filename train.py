@@ -7,7 +7,6 @@ Alone it does the quick start on data/stories. On N GPUs of one machine:
 import dataclasses
 import itertools
 import math
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,35 +18,25 @@ import torch
 
 from model import IGNORED, ModelConfig
 from sample import first_tokens, text_of
-from support.checkpoint import (
-    BEST,
-    LAST,
-    find_checkpoint,
-    read_checkpoint,
-    restore,
-    save_checkpoint,
-    set_aside,
-    snapshot,
-)
-from support.config import config_files, load_config, show_config
+from support.checkpoint import BEST, LAST, restore, save_checkpoint, snapshot
+from support.config import show_config
 from support.fp8 import use_fp8
 from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
-from support.report import (
-    Report,
-    advice_on_memory,
-    check_tracker,
-    farewell,
-    in_words,
-    show_plan,
-)
-from support.starting_point import CHANGEABLE, make_model
+from support.report import Report, advice_on_memory, farewell, in_words, is_over, show_plan
+from support.starting_point import check_accumulation, make_model, make_room, read_config
 from support.token_files import Windows, open_dataset
 
 QUICK_START = Path(__file__).parent / "config" / "stories.py"
 SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # so a metric's name ends; else higher is
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # how such a metric's name ends
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
+AT_LEAST = {
+    0: "target_shift learning_rate muon_learning_rate weight_decay grad_clip seed max_iters "
+    "max_minutes warmup_iters min_lr eval_iters patience sample_tokens",
+    1: "vocab_size batch_size gradient_accumulation_steps lr_decay_iters eval_interval "
+    "log_interval",
+}
 
 
 @dataclass
@@ -64,25 +53,24 @@ class TrainConfig(ModelConfig):
     gradient_accumulation_steps: int = 40  # batches in an update, over all processes
     target_shift: int = 1  # a target is the token this many places on (0: the mistake to see)
     document_mask: bool = False  # do not look back across the end of a document
-    label_smoothing: float = 0.0  # share of each target spread over the whole vocabulary
     # how it learns
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of blocks, else adamw
-    learning_rate: float = 6e-4  # the highest, of AdamW
-    muon_learning_rate: float = 0.02  # the highest, of Muon
-    layer_decay: float = 1.0  # the rates of a block are this many times those of the one above it
+    learning_rate: float = 6e-4  # peak learning rate of AdamW
+    muon_learning_rate: float = 0.02  # peak learning rate of Muon
+    layer_decay: float = 1.0  # a block's learning rates are this many times the next block's
     weight_decay: float = 0.1  # of matrices; vectors are not decayed
     beta1: float = 0.9  # AdamW's memory of gradients
     beta2: float = 0.95  # AdamW's memory of their squares
     grad_clip: float = 1.0  # gradients longer than this are shortened to it; 0: never
-    ema_decay: float = 0.0  # memory of an average of the weights, which is then evaluated; 0: off
+    ema_decay: float = 0.0  # of a moving average of the weights, which is then evaluated; 0: off
     seed: int = 1337  # of weights, data order and dropout
     # how fast, how long
     max_iters: int = 600000  # updates
     max_minutes: float = 0.0  # end after this long, the schedule following the clock; 0: no limit
     schedule: Schedule = "cosine"  # of the learning rates
-    warmup_iters: int = 2000  # updates in which they rise
+    warmup_iters: int = 2000  # updates of linear warmup
     lr_decay_iters: int | None = None  # updates until they have fallen; None: max_iters
-    min_lr: float = 6e-5  # what learning_rate falls to
+    min_lr: float = 6e-5  # what learning_rate falls to; Muon's falls by the same factor
     cooldown: float = 0.2  # share of the updates after warmup in which wsd falls
     # what is told of it
     eval_interval: int = 2000  # updates between evaluations, each followed by a checkpoint
@@ -104,33 +92,14 @@ class TrainConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (
-            ("batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-            ("target_shift", 0),
-            ("max_iters", 0),
-            ("warmup_iters", 0),
-            ("eval_interval", 1),
-            ("eval_iters", 0),
-            ("log_interval", 1),
-            ("learning_rate", 0),
-            ("muon_learning_rate", 0),
-            ("min_lr", 0),
-            ("weight_decay", 0),
-            ("grad_clip", 0),
-            ("seed", 0),
-            ("max_minutes", 0),
-            ("patience", 0),
-            ("sample_tokens", 0),
-            ("vocab_size", 1),
-            ("lr_decay_iters", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name}={value} must be at least {least}")
+        for least, names in AT_LEAST.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not value >= least:
+                    raise ValueError(f"{name}={value} must be at least {least}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
-        for name in ("label_smoothing", "ema_decay", "cooldown", "beta1", "beta2"):
+        for name in ("ema_decay", "cooldown", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
 
@@ -219,10 +188,7 @@ def training_batches(dataset, config, world):
     def batch_at(step):
         first = step * per_step + world.rank * mine
         block = windows.shuffled(np.arange(first, first + mine), config.seed)
-        return [
-            batch_from(rows, config, eot) | {"label_smoothing": config.label_smoothing}
-            for rows in block.split(config.batch_size)
-        ]
+        return [batch_from(rows, config, eot) for rows in block.split(config.batch_size)]
 
     return batch_at
 
@@ -267,7 +233,7 @@ def evaluation(dataset, config, world):
 
 
 def schedule_factor(step, minutes, config):
-    """The share of their highest values that the learning rates have at this step."""
+    """The share of their peaks that the learning rates have at this step."""
     risen = min(1.0, (step + 1) / (config.warmup_iters + 1))
     last = config.lr_decay_iters or config.max_iters
     done = max(0.0, (step - config.warmup_iters) / max(1, last - config.warmup_iters))
@@ -285,42 +251,35 @@ def schedule_factor(step, minutes, config):
 
 
 def make_optimizers(model, config):
-    """AdamW, and before it Muon for the matrices of the blocks where the config says so.
+    """[AdamW], or [AdamW, Muon] where the config gives Muon the matrices of the blocks.
 
-    Matrices decay, vectors do not. Each group remembers its highest rate as `initial_lr`.
+    Matrices decay, vectors do not. Each group remembers its peak rate as `initial_lr`.
     """
-    to_muon, to_adamw = {}, {}
+    groups = {AdamW: {}, Muon: {}}  # of each optimizer: {(rate, decay): its weights}
     for name, weight in model.named_parameters():
-        if not weight.requires_grad:
-            continue
-        is_matrix, share = weight.dim() >= 2, layer_share(name, config)
-        in_block = name.startswith("blocks.") and weight.dim() == 2
-        groups = to_muon if config.optimizer == "muon" and in_block else to_adamw
-        groups.setdefault((is_matrix, share), []).append(weight)
-
-    def groups_from(found, rate):
-        return [
-            {
-                "params": weights,
-                "lr": rate * share,
-                "weight_decay": config.weight_decay if is_matrix else 0.0,
-            }
-            for (is_matrix, share), weights in found.items()
-        ]
-
-    optimizers = []
-    if to_adamw:
-        groups = groups_from(to_adamw, config.learning_rate)
-        optimizers.append(AdamW(groups, betas=(config.beta1, config.beta2)))
-    if to_muon:
-        optimizers.append(Muon(groups_from(to_muon, config.muon_learning_rate)))
-    for group in groups_of(optimizers):
-        group["initial_lr"] = group["lr"]
-    return optimizers
+        if weight.requires_grad:
+            in_block = name.startswith("blocks.") and weight.dim() == 2
+            to_muon = in_block and config.optimizer == "muon"
+            peak = config.muon_learning_rate if to_muon else config.learning_rate
+            rate = peak * layer_rate_factor(name, config)
+            decay = config.weight_decay if weight.dim() >= 2 else 0.0
+            groups[Muon if to_muon else AdamW].setdefault((rate, decay), []).append(weight)
+    settings = {AdamW: {"betas": (config.beta1, config.beta2)}, Muon: {}}
+    return [
+        Optimizer(
+            [
+                {"params": weights, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+                for (rate, decay), weights in found.items()
+            ],
+            **settings[Optimizer],
+        )
+        for Optimizer, found in groups.items()
+        if found
+    ]
 
 
-def layer_share(name, config):
-    """The share of the learning rate that a weight gets: less and less towards the input."""
+def layer_rate_factor(name, config):
+    """What the learning rates of a weight are multiplied by: less and less towards the input."""
     if name.startswith("blocks."):
         below_the_last = config.n_layer - 1 - int(name.split(".")[1])
     else:
@@ -334,7 +293,7 @@ def groups_of(optimizers):
 
 
 def set_rates(optimizers, factor):
-    """Give every group its highest rate times `factor`."""
+    """Give every group its peak rate times `factor`."""
     for group in groups_of(optimizers):
         group["lr"] = group["initial_lr"] * factor
 
@@ -448,15 +407,13 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
             save_checkpoint(Path(config.out_dir) / name, about | state)
 
     faster = compiled(model, config.compile, world, batch_at(progress.step)[0])
-    shared = world.share(faster)
+    parallel = world.data_parallel(faster)
     began = time.perf_counter() - 60 * progress.minutes
     model.train()
     with StopSignal() as stop:
         while True:
             # Look: how good is it, and is this the end?
-            time_is_up = 0 < config.max_minutes <= progress.minutes
-            is_last = progress.step >= config.max_iters or time_is_up
-            is_due = is_last or progress.step % config.eval_interval == 0
+            is_due = is_over(progress, config) or progress.step % config.eval_interval == 0
             if is_due and progress.evaluated_at != progress.step:
                 with evaluating(model, ema):
                     numbers = evaluate(faster)
@@ -466,25 +423,24 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
                     save(BEST)
                 if all(map(math.isfinite, numbers.values())):
                     save(LAST)
-            if is_last:
+            if is_over(progress, config):
                 break
-            if 0 < config.patience <= progress.without_gain:
-                report.say(f"no better {config.best_metric} in {config.patience} evaluations: done")
+
+            # Agree: how many targets has the step, does anybody want to stop, what time is it?
+            batches = batch_at(progress.step)
+            counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
+            wants_to_stop = stop.requested or report.unread
+            minutes = (time.perf_counter() - began) / 60 if world.is_main else 0.0
+            n_targets, n_stopping, progress.minutes = world.sum(sum(counts), wants_to_stop, minutes)
+            if n_stopping:
+                save(LAST)
                 break
 
             # Learn: one update.
-            batches = batch_at(progress.step)
-            counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
-            minutes = world.is_main * (time.perf_counter() - began) / 60
-            asked = stop.requested or report.unread
-            n_targets, stops, progress.minutes = world.sum(sum(counts), asked, minutes)
-            if stops:
-                save(LAST)
-                break
             factor = schedule_factor(progress.step, progress.minutes, config)
             set_rates(optimizers, factor)
             shares = [count / max(n_targets, 1) for count in counts]
-            loss = backward(shared, batches, shares, world, scaler, [config.seed, progress.step])
+            loss = backward(parallel, batches, shares, world, scaler, [config.seed, progress.step])
             norm = update(model, optimizers, config, scaler)
             ema.update(model, progress.step)
 
@@ -500,69 +456,6 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
 # ----------------------------------------------------------------------------------------- main
 
 
-def read_config(Config, default_file, fixed=("optimizer",)):
-    """(config, None), or for `--init_from=resume` (what was stored and typed, the checkpoint).
-
-    A run that goes on must keep its model's shape and what `fixed` names.
-    """
-    config = load_config(Config, default_file=default_file)
-    if config.init_from != "resume":
-        check_tracker(config)
-        return config, None
-    resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
-    if "origin" in resumed:
-        raise SystemExit(
-            f"{config.out_dir} is a run of {resumed['origin']}'s; to go on with it, first type: "
-            f"python convert.py {config.out_dir} --to=shiftgpt --out=out/NAME"
-        )
-    out_dir, script = config.out_dir, "finetune.py" if "task" in resumed else "train.py"
-    if ("task" in resumed) != hasattr(config, "task"):
-        raise SystemExit(
-            f"{out_dir} is a run of {script}'s; to go on with it: "
-            f"python {script} --init_from=resume --out_dir={out_dir}"
-        )
-    print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
-    files = config_files(sys.argv[1:], Config)
-    for file in files.values():
-        print(f"{file} is not read again: type what is to be different")
-    try:
-        stored = Config(**resumed["train_config"])
-    except TypeError as error:
-        raise SystemExit(
-            f"{out_dir} was trained with another version of this project ({error}); go on from "
-            f"its weights in a new run: --init_from={out_dir} --out_dir={out_dir}_2"
-        ) from None
-    typed = [word for i, word in enumerate(sys.argv[1:]) if i not in files]
-    config = load_config(Config, typed, default=stored)
-    config = dataclasses.replace(config, out_dir=out_dir)
-    for name in [*(field.name for field in dataclasses.fields(ModelConfig)), *fixed]:
-        old, new = getattr(stored, name), getattr(config, name)
-        if old != new:
-            keeps = name in (*fixed, *CHANGEABLE)  # in a new run from the weights of this one
-            raise SystemExit(
-                f"{name}={new} does not go on with {config.out_dir}, which has {old}; leave "
-                f"it, or start anew: --init_from={config.out_dir if keeps else Config.init_from}"
-            )
-    check_tracker(config)
-    return config, resumed
-
-
-def check_shares(config, world):
-    """Exit where the micro-batches of a step cannot be shared out among the processes."""
-    if config.gradient_accumulation_steps % world.size:
-        raise SystemExit(
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
-            f"multiple of the {world.size} processes that share it"
-        )
-
-
-def make_room(config, world, resumed):
-    """Move another run out of the way, once all processes have read what they need of it."""
-    world.wait()
-    if world.is_main and not resumed:
-        set_aside(config.out_dir)
-
-
 def with_a_sample(evaluate, model, dataset, config, world, report):
     """`evaluate`, after which the model shows a few tokens of its own."""
     tokenizer = dataset.tokenizer
@@ -576,7 +469,7 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
         if not math.isfinite(numbers["val_loss"]):
             return numbers
         text = text_of(model, tokenizer, prompt, config.sample_tokens, next(seeds))
-        report.say("\n".join(f"  | {line}" for line in text.splitlines()))
+        report.show("\n".join(f"  | {line}" for line in text.splitlines()))
         return numbers
 
     return evaluate_and_show
@@ -586,7 +479,7 @@ def main():
     only_main_prints()
     config, resumed = read_config(TrainConfig, QUICK_START)
     with open_world(config.device, config.dtype) as world, advice_on_memory(config):
-        check_shares(config, world)
+        check_accumulation(config, world)
         dataset = open_dataset(config.dataset)
         config, model = make_model(config, dataset, resumed)
         model.to(world.device)

@@ -16,9 +16,9 @@ def taught_by(model, teacher, config):
     plain, T, w = model.forward, config.teacher_temperature, config.teacher_weight
     teacher.requires_grad_(False)
 
-    def forward(inputs, targets=None, cache=None, segments=None, label_smoothing=0.0, at=None):
+    def forward(inputs, targets=None, cache=None, segments=None, at=None):
         if targets is None or not model.training:
-            return plain(inputs, targets, cache, segments, label_smoothing, at)
+            return plain(inputs, targets, cache, segments, at)
         counts = targets != IGNORED
         with torch.no_grad():
             theirs, _ = teacher(inputs, segments=segments)
@@ -26,9 +26,8 @@ def taught_by(model, teacher, config):
         n = min(ours.size(-1), theirs.size(-1))  # one may have rows to spare
         ours, theirs = ours[counts].float(), theirs[counts][:, :n].float()  # (N, V)
         n_targets = max(1, len(ours))
-        right = F.cross_entropy(
-            ours, targets[counts], reduction="sum", label_smoothing=label_smoothing
-        )
+        smoothing = model.config.label_smoothing
+        right = F.cross_entropy(ours, targets[counts], reduction="sum", label_smoothing=smoothing)
         alike = F.kl_div(
             (ours[:, :n] / T).log_softmax(dim=1),
             (theirs / T).log_softmax(dim=1),

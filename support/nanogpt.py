@@ -72,11 +72,11 @@ def to_nanogpt(checkpoint):
     config = ModelConfig(**checkpoint["model_config"])
     usual = ModelConfig(**{name: getattr(config, name) for name in SHAPE})
     # Whatever these are, the model computes the same.
-    same = "attention_dropout", "shared_dropout", "fused_attention", "init", "ngram_rows"
+    same = "attention_dropout shared_dropout label_smoothing fused_attention init ngram_rows"
     strange = [
         f"--{name}={value}"
         for name, value in vars(usual).items()
-        if name not in same and value != getattr(config, name)
+        if name not in same.split() and value != getattr(config, name)
     ]
     if strange:
         raise ValueError(f"nanoGPT knows only models trained with {' '.join(strange)}")

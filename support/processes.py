@@ -55,15 +55,15 @@ class World:
             dist.barrier()
 
     def place(self, batch):
-        """The tensors of a batch on the device, copied while it computes; the rest as it is."""
-        return {name: self.move(value) for name, value in batch.items()}
+        """The tensors of a batch on the device, copied while it computes."""
+        return {name: self.move(tensor) for name, tensor in batch.items()}
 
-    def move(self, value):
-        if not torch.is_tensor(value) or self.device.type == "cpu":
-            return value
+    def move(self, tensor):
+        if self.device.type == "cpu":
+            return tensor
         if self.device.type == "cuda":
-            return value.pin_memory().to(self.device, non_blocking=True)
-        return value.contiguous().to(self.device)
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.contiguous().to(self.device)
 
     def precision(self):
         """A context in which matrix products are computed in `dtype`."""
@@ -71,7 +71,7 @@ class World:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def share(self, model):
+    def data_parallel(self, model):
         """The model as all processes train it: each gets the mean of everyone's gradients."""
         if self.size == 1:
             return model

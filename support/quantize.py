@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from support.processes import pick_dtype
+from support.token_files import Windows, open_dataset
 
 HALF_ROWS = 2  # with more at once, float16 is no longer faster on a CPU than whole matrices
 FLOAT32_BELOW = 4_000_000  # with fewer weights than this, a CPU is faster in float32
+HELD_OUT = 2048  # tokens on which it is measured what lighter weights cost
 INT8_ROWS = 8  # with more at once, it pays to widen the weights first where FBGEMM is not there
 SMALLEST_STEP = 6.1e-5  # what FBGEMM rounds activations to at the finest
 # Without this instruction FBGEMM sums in 16 bits, so that activations may have but 7.
@@ -158,3 +160,28 @@ def replace_linears(model, Layer):
             if isinstance(child, nn.Linear):
                 setattr(module, name, Layer(child))
     return model
+
+
+# --------------------------------------------------------------------- what lighter weights cost
+
+
+def held_out(checkpoint, model):
+    """Some windows (B, T + 1) of what the model was validated on; None where that is not here."""
+    T, data = min(model.config.block_size, HELD_OUT), checkpoint["data"]
+    try:
+        dataset = open_dataset(data["dataset"])
+        if dataset.describe()["tokenizer_sha256"] != data["tokenizer_sha256"]:
+            return None  # it was prepared again, as other tokens
+        windows = Windows(dataset.val, T, T + 1)
+    except (KeyError, SystemExit):
+        return None
+    n = min(len(windows), max(1, HELD_OUT // T))
+    return torch.from_numpy(windows.read(windows.spread(n))) if n else None
+
+
+@torch.inference_mode()
+def perplexity(model, block):
+    """e to the mean loss on windows (B, T + 1): among how many tokens the model hesitates."""
+    block = block.to(model.token_embedding.weight.device)
+    logits, _ = model(block[:, :-1])  # lighter layers give no weight to compute a loss with
+    return F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten()).exp().item()

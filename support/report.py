@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import rows_at_once
+from model import rows_per_piece
 from support.files import fall_silent, replacing
 
 # Operations a second on matrices of 16-bit floats, from the makers' data sheets.
@@ -55,6 +55,7 @@ class Report:
         self.bar = tqdm(total=total, initial=first_step, unit="step", disable=hidden)
         self.updates, self.tokens, self.seconds = 0, 0, 0.0
         self.clock = perf_counter()
+        self.shown = []
 
     def __enter__(self):
         return self
@@ -104,10 +105,16 @@ class Report:
         )
         self.updates, self.tokens, self.seconds = 0, 0, 0.0
 
+    def show(self, text):
+        """Keep a text to print below the numbers of the evaluation that it comes from."""
+        self.shown.append(text)
+
     def evaluated(self, progress, numbers):
         """Tell of an evaluation; the time it took is nobody's step."""
         line = f"step {progress.step}: {in_words(numbers)}"
         self.say(textwrap.fill(line, COLUMNS, subsequent_indent="  "))
+        while self.shown:
+            self.say(self.shown.pop(0))
         self.write(step=progress.step, minutes=progress.minutes, **numbers)
         self.clock = perf_counter()
 
@@ -152,7 +159,7 @@ def farewell(progress, config, start="…"):
     elif not is_over(progress, config):
         return f"stopped at step {progress.step:,}; to go on: {resume}"
     elif 0 < config.patience <= progress.without_gain:
-        return f"to see it write: {sample}"  # the loop has said why
+        why = f"no better {config.best_metric} in {config.patience} evaluations"
     else:
         why = f"the {config.max_minutes:g} minutes are over"
     return f"{why}\nto see it write: {sample}"
@@ -327,7 +334,7 @@ def memory_parts(model, config, world):
     states = 2 * weights - (in_muon if config.optimizer == "muon" else 0)
     one, two = (saved_bytes(model, config, world, sequences) for sequences in (1, 2))
     vocab_size = model.config.vocab_size
-    rows = min(config.batch_size * config.block_size, rows_at_once(vocab_size, world.device))
+    rows = min(config.batch_size * config.block_size, rows_per_piece(vocab_size, world.device))
     return {
         "weights": weights * (2 if config.ema_decay else 1),
         "gradients": weights,

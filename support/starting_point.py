@@ -1,16 +1,89 @@
 """What a run starts from: drawn weights, its own checkpoint, or somebody's trained model."""
 
 import dataclasses
+import sys
 
 import torch
 
 from model import ModelConfig, Transformer
-from support.checkpoint import load_model, refuse_added
+from support.checkpoint import (
+    LAST,
+    find_checkpoint,
+    load_model,
+    read_checkpoint,
+    refuse_added,
+    set_aside,
+)
+from support.config import config_files, load_config
+from support.report import check_tracker
 from support.weights import assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
 # Of a model's shape, what does not change what its weights mean.
-CHANGEABLE = ("dropout", "attention_dropout", "shared_dropout", "fused_attention")
+CHANGEABLE = "dropout attention_dropout shared_dropout label_smoothing fused_attention".split()
+
+
+def read_config(Config, default_file, fixed=("optimizer",)):
+    """(config, None), or for `--init_from=resume` (what was stored and typed, the checkpoint).
+
+    A run that goes on must keep its model's shape and what `fixed` names.
+    """
+    config = load_config(Config, default_file=default_file)
+    if config.init_from != "resume":
+        check_tracker(config)
+        return config, None
+    resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
+    if "origin" in resumed:
+        raise SystemExit(
+            f"{config.out_dir} is a run of {resumed['origin']}'s; to go on with it, first type: "
+            f"python convert.py {config.out_dir} --to=shiftgpt --out=out/NAME"
+        )
+    out_dir, script = config.out_dir, "finetune.py" if "task" in resumed else "train.py"
+    if ("task" in resumed) != hasattr(config, "task"):
+        raise SystemExit(
+            f"{out_dir} is a run of {script}'s; to go on with it: "
+            f"python {script} --init_from=resume --out_dir={out_dir}"
+        )
+    print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
+    files = config_files(sys.argv[1:], Config)
+    for file in files.values():
+        print(f"{file} is not read again: type what is to be different")
+    try:
+        stored = Config(**resumed["train_config"])
+    except TypeError as error:
+        raise SystemExit(
+            f"{out_dir} was trained with another version of this project ({error}); go on from "
+            f"its weights in a new run: --init_from={out_dir} --out_dir={out_dir}_2"
+        ) from None
+    typed = [word for i, word in enumerate(sys.argv[1:]) if i not in files]
+    config = load_config(Config, typed, default=stored)
+    config = dataclasses.replace(config, out_dir=out_dir)
+    for name in [*(field.name for field in dataclasses.fields(ModelConfig)), *fixed]:
+        old, new = getattr(stored, name), getattr(config, name)
+        if old != new:
+            keeps = name in (*fixed, *CHANGEABLE)  # in a new run from the weights of this one
+            raise SystemExit(
+                f"{name}={new} does not go on with {config.out_dir}, which has {old}; leave "
+                f"it, or start anew: --init_from={config.out_dir if keeps else Config.init_from}"
+            )
+    check_tracker(config)
+    return config, resumed
+
+
+def check_accumulation(config, world):
+    """Exit where the micro-batches of a step cannot be shared out among the processes."""
+    if config.gradient_accumulation_steps % world.size:
+        raise SystemExit(
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
+            f"multiple of the {world.size} processes that share it"
+        )
+
+
+def make_room(config, world, resumed):
+    """Move another run out of the way, once all processes have read what they need of it."""
+    world.wait()
+    if world.is_main and not resumed:
+        set_aside(config.out_dir)
 
 
 def make_model(config, dataset, resumed):

@@ -317,7 +317,7 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
     targets = torch.randint(50, (2, 7))
     targets[0, :3] = IGNORED
     plain = plain_loss(hidden, weight, targets, softcap, smoothing)
-    monkeypatch.setattr(model_module, "rows_at_once", lambda *_: rows)
+    monkeypatch.setattr(model_module, "rows_per_piece", lambda *_: rows)
     if all_rows:
         monkeypatch.setattr(model_module, "rows_to_score", lambda t: torch.arange(len(t)))
     loss = next_token_loss(hidden, weight, targets, softcap, smoothing)

@@ -469,7 +469,7 @@ class Report0:
     def evaluated(self, progress, numbers):
         pass
 
-    def step(self, progress, n_tokens, loss, grad_norm, learning_rate):
+    def step(self, progress, n_tokens, loss, grad_norm, **more):
         self.norms.append(grad_norm)
 
 

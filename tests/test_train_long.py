@@ -47,18 +47,15 @@ HALF = World(torch.device("cpu"), torch.float16)  # whose losses are scaled
 
 
 class Heard(Report0):
-    """A report that remembers the norms, the rates and what was said."""
+    """A report that remembers the norms and the rates."""
 
     def __init__(self):
         super().__init__()
-        self.rates, self.said = [], []
+        self.rates = []
 
     def step(self, progress, n_tokens, learning_rate, **more):
         super().step(progress, n_tokens, learning_rate=learning_rate, **more)
         self.rates.append(learning_rate)
-
-    def say(self, line):
-        self.said.append(line)
 
 
 def sit(folder, resume=False, world=ALONE, inputs=lambda step: 1.0, looks=None, **settings):
@@ -185,10 +182,9 @@ def test_under_a_time_budget_the_rate_falls_even_while_warm_up_lasts():
 def test_patience_and_the_best_value_survive_resuming(tmp_path):
     settings = {"eval_interval": 1, "patience": 5}
     sit(tmp_path, looks=[1.0, 2.0, 2.0, 2.0], max_iters=3, **settings)
-    report, progress = sit(tmp_path, looks=[1.5] * 99, max_iters=99, resume=True, **settings)
+    _, progress = sit(tmp_path, looks=[1.5] * 99, max_iters=99, resume=True, **settings)
     assert progress.best == 1.0
     assert progress.step == 5  # three looks without gain before the break, two after it
-    assert report.said == ["no better val_loss in 5 evaluations: done"]
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 0
 
 
@@ -289,16 +285,16 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_a_large_vocabulary_never_has_all_its_logits_at_once(monkeypatch, label_smoothing):
-    model = small(vocab_size=1000)
+    model = small(vocab_size=1000, label_smoothing=label_smoothing)
     all_logits = 4 * 8 * 1000
-    monkeypatch.setattr(model_module, "rows_at_once", lambda *_: 3)
+    monkeypatch.setattr(model_module, "rows_per_piece", lambda *_: 3)
     own, saved = {parameter.data_ptr() for parameter in model.parameters()}, []
 
     def note(tensor):
         saved.append(0 if tensor.data_ptr() in own else tensor.numel())
         return tensor
 
-    batch = some_batch(model) | {"label_smoothing": label_smoothing}
+    batch = some_batch(model)
     with Largest() as largest:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             _, loss = model(**batch)
