@@ -6,7 +6,7 @@ n_layer = int(_typed.get("n_layer", 2))  # the dial: what is typed, else 2  # no
 dataset = "python"
 out_dir = "out/depth"
 
-# A layer more wants 48 channels more; heads of 64 channels.
+# Each layer adds 48 channels, in heads of 64.
 n_head = max(2, -(-n_layer * 48 // 64))
 n_embd = 64 * n_head
 block_size = 256
@@ -18,7 +18,7 @@ tie_weights = False
 init = "zero"
 fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 
-# Two tokens for each weight of the blocks. Ten times as many are better still, and take so long.
+# Two tokens for each weight of the blocks; ten times as many are better, and take as much longer.
 _weights = 12 * n_layer * n_embd**2
 batch_size = 8 + 2 * n_layer  # a larger model gains from calmer gradients
 gradient_accumulation_steps = 1

@@ -1,6 +1,6 @@
 # Classification: will the story end happily? Its ending is left out, and its plot is new.
 #   python finetune.py config/finetune_mood.py
-# On two CPU cores 0:20, accuracy 0.97; with LoRA (see the README) as good.
+# On two CPU cores 0:20, accuracy 0.97; with LoRA (see the README) 0.96.
 task = "classification"
 dataset = "stories/tasks/mood"
 init_from = "out/stories"

@@ -5,7 +5,7 @@
 dataset = "fineweb_edu"
 out_dir = "out/gpt2_124m"
 
-# The model is the default one. Rows for tokens that do not exist make 50,257 a round number.
+# The model is the default one. Of 50,257 rows a multiple of 128; those to spare are never drawn.
 vocab_size = 50304
 
 batch_size = 12  # what 40 GB hold; with less memory take 6 and twice the accumulation

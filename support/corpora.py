@@ -128,6 +128,10 @@ def own_files(paths, scratch, encoding="utf-8", field="text"):
     files = []
     for path in paths:
         files += [spooled(scratch)] if path == "-" else files_under(Path(path))
+    if field != "text" and not any(kind(file) == ".jsonl" for file in files):
+        raise ValueError(
+            f"field={field} is for .jsonl, and there is none among these: leave it out"
+        )
     first = "stdin" if paths[0] == "-" else name_of(Path(paths[0]).resolve())
     size = sum(map(unpacked_size, files))
     return Corpus(first, lambda: documents_in(files, encoding, field), size, list(paths))

@@ -38,50 +38,48 @@ class Start(NamedTuple):
 
 def begin(config, resumed):
     """(config with the model's shape and the task's metric, Start) of a new run, or one resumed."""
-    if resumed:
-        tokenizer = tokenizer_from_dict(resumed["tokenizer"])
-        documents = resumed["data"]["train_documents"]
-    else:
-        base, tokenizer, documents = start_from(config)
-        config = dataclasses.replace(config, block_size=block_size_for(config, base))
-    lines = dataset = None
-    if is_token_folder(config.dataset):
-        dataset = open_tokens(config, tokenizer)
-        data = dataset.describe() | {"train_documents": documents}
-    else:
-        how = config.format, config.fields, config.val_fraction, config.encoding
-        lines = open_examples(config.dataset, config.task, *how)
-        if config.document_mask:
-            raise SystemExit("document_mask=True: examples never see each other; leave it out")
-        data = describe(config, lines, documents)
+    return go_on(config, resumed) if resumed else begin_anew(config)
+
+
+def begin_anew(config):
+    """What `begin` gives for a run from a trained model."""
+    base, tokenizer, documents = start_from(config)
+    config = dataclasses.replace(config, block_size=block_size_for(config, base))
+    lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
     task = open_task(config, lines, tokenizer, documents)
-    if resumed:
-        check_resumed(resumed, task, data)
-        about = {name: resumed[name] for name in KEPT}
-        weights = averaged(resumed) if config.eval_only else resumed["model"]
-        model = model_in(resumed | {"model": weights})
-        return config, Start(model, task, lines, dataset, about)
     config, model = model_for_task(config, base, task, tokenizer)
-    method = settings_of(config)
-    if adds(method):
-        if Path(config.init_from).resolve() == Path(config.out_dir).resolve():
-            raise SystemExit(
-                f"out_dir={config.out_dir} is where the base is, which the {config.method} will "
-                f"need: choose another, --out_dir={config.out_dir}_{config.method}"
-            )
-        method |= {"base": config.init_from, "base_fingerprint": fingerprint_of(base.state_dict())}
-    answers = {"task": config.task, "generative": config.generative, "labels": list(task.labels)}
-    if config.task == "tagging":
-        words = chain.from_iterable(line["tokens"] for line in lines["train"])
-        answers["blanks"] = any(map(is_chinese_word, words))
     about = {
         "model_config": dataclasses.asdict(model.config),
         "tokenizer": tokenizer.to_dict(),
         "data": data,
-        "task": answers,
-        "method": method,
+        "task": describe_answers(config, task, lines),
+        "method": describe_method(config, base),
     }
     return config, Start(model, task, lines, dataset, about)
+
+
+def go_on(config, resumed):
+    """What `begin` gives for a run that goes on from its last checkpoint."""
+    tokenizer = tokenizer_from_dict(resumed["tokenizer"])
+    documents = resumed["data"]["train_documents"]
+    lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
+    task = open_task(config, lines, tokenizer, documents)
+    check_resumed(resumed, task, data)
+    about = {name: resumed[name] for name in KEPT}
+    weights = averaged(resumed) if config.eval_only else resumed["model"]
+    return config, Start(model_in(resumed | {"model": weights}), task, lines, dataset, about)
+
+
+def examples_or_tokens(config, tokenizer, documents):
+    """(examples, None) or (None, Dataset), and what a checkpoint says of them."""
+    if is_token_folder(config.dataset):
+        dataset = open_tokens(config, tokenizer)
+        return None, dataset, dataset.describe() | {"train_documents": documents}
+    how = config.format, config.fields, config.val_fraction, config.encoding
+    lines = open_examples(config.dataset, config.task, *how)
+    if config.document_mask:
+        raise SystemExit("document_mask=True: examples never see each other; leave it out")
+    return lines, None, describe_examples(config, lines, documents)
 
 
 def is_token_folder(name):
@@ -113,7 +111,7 @@ def block_size_for(config, base):
     return config.block_size or known.block_size
 
 
-def describe(config, lines, documents):
+def describe_examples(config, lines, documents):
     """What a checkpoint keeps of its examples: enough to notice when they have changed."""
     content = json.dumps(lines, sort_keys=True).encode()
     return {
@@ -122,6 +120,29 @@ def describe(config, lines, documents):
         "examples_hash": blake2b(content, digest_size=8).hexdigest(),
         "train_documents": documents,
     }
+
+
+def describe_answers(config, task, lines):
+    """What a checkpoint says of the task: all that it takes to answer."""
+    answers = {"task": config.task, "generative": config.generative, "labels": list(task.labels)}
+    if config.task == "tagging":
+        words = chain.from_iterable(line["tokens"] for line in lines["train"])
+        answers["blanks"] = any(map(is_chinese_word, words))
+    return answers
+
+
+def describe_method(config, base):
+    """What a checkpoint says of how it was trained, and of the base that an adapter needs."""
+    method = settings_of(config)
+    if not adds(method):
+        return method
+    if Path(config.init_from).resolve() == Path(config.out_dir).resolve():
+        raise SystemExit(
+            f"out_dir={config.out_dir} is where the base is, which the {config.method} will "
+            f"need: choose another, --out_dir={config.out_dir}_{config.method}"
+        )
+    known = {"base": config.init_from, "base_fingerprint": fingerprint_of(base.state_dict())}
+    return method | known
 
 
 def check_resumed(resumed, task, data):

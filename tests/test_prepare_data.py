@@ -591,6 +591,8 @@ def test_a_field_of_another_name_may_hold_the_text():
     lines = [json.dumps({"正文": "山上有座山"}).encode() + b"\n"] * 300
     Path("a.jsonl").write_bytes(b"".join(lines) + json.dumps({"正文": "庙"}).encode())
     assert "another field with text is named by --field=THEIRS" in error_of("a.jsonl")
+    Path("b.txt").write_text("没有字段。", encoding="utf-8")
+    assert "field=正文 is for .jsonl" in error_of("b.txt", "--field=正文")
     main(["a.jsonl", "--dataset=a", "--tokenizer=char", "--field=正文", "--val_fraction=0.5"])
     assert result("a")[0]["splits"]["train"]["documents"] == 1
 
