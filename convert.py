@@ -35,7 +35,12 @@ from support.huggingface import write_model
 from support.nanogpt import to_nanogpt
 from support.tensor_files import TensorFiles
 from support.tokenizer import GPT2_VOCAB_SIZES, tokenizer_from_dict
-from support.tokenizer_files import read_tokenizer, token_before
+from support.tokenizer_files import (
+    assumed_tokenizer,
+    chat_template_of,
+    read_tokenizer,
+    token_before,
+)
 from train import Progress, TrainConfig
 
 COLUMNS = 80
@@ -161,7 +166,20 @@ def load_plain(source):
     refuse_added(model, source)
     if model.config.n_labels:
         raise SystemExit(f"{source} gives labels instead of tokens: other programs have no such")
+    if tokenizer is None and model.config.vocab_size in GPT2_VOCAB_SIZES:
+        try:
+            tokenizer = assumed_tokenizer(source, model)
+        except SystemExit as error:  # there is no connection
+            print(error)
+    if tokenizer and converses(tokenizer, checkpoint):
+        tokenizer.chat_template = chat_template_of(tokenizer)
     return model, tokenizer, checkpoint
+
+
+def converses(tokenizer, checkpoint):
+    """Whether a model came with a way to converse, or was taught ours."""
+    was_taught = (checkpoint.get("task") or {}).get("task") == "chat"
+    return bool(tokenizer and (tokenizer.chat_template or was_taught))
 
 
 def to_huggingface(config):
@@ -175,7 +193,10 @@ def to_huggingface(config):
         bos_of(tokenizer, checkpoint),
         card(model, tokenizer, checkpoint, Path(config.out).name),
     )
-    print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer, checkpoint)}")
+    if tokenizer is None:
+        print(f"{config.out} is written, without a tokenizer")
+    else:
+        print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer, checkpoint)}")
 
 
 def to_gguf(config):
@@ -183,7 +204,11 @@ def to_gguf(config):
     model, tokenizer, checkpoint = load_plain(config.path)
     kind = GGUF_KINDS[config.dtype]
     write_gguf(must_be_new(config.out), model, tokenizer, kind, bos_of(tokenizer, checkpoint))
-    print(f"{config.out} is written, its matrices in {kind}; to use it: llama-cli -m {config.out}")
+    command = f"llama-cli -m {config.out}"
+    command += "" if converses(tokenizer, checkpoint) else ' -no-cnv -p "Once"'
+    print(f"{config.out} is written, its matrices in {kind}; to use it: {command}")
+    if model.config.mlp == "gelu":
+        print("llama.cpp computes GELU by tanh, this model exactly: they will differ slightly")
 
 
 def to_nanogpt_folder(config):
@@ -213,6 +238,10 @@ def to_shiftgpt(config):
     checkpoint = as_checkpoint(config)
     with new_folder(config.out) as folder:
         save_checkpoint(folder / LAST, checkpoint)
+    if not checkpoint["step"]:  # weights alone, with which a run can begin
+        print(f"{config.out} is written; train it on with: python train.py", end=" ")
+        print(f"--init_from={config.out} --out_dir=out/NAME --dataset=NAME")
+        return
     script = "finetune.py" if "task" in checkpoint else "train.py"
     data = "" if checkpoint["data"] else " --dataset=NAME"
     print(f"{config.out} is written; go on with: python {script} --init_from=resume", end=" ")
@@ -229,11 +258,12 @@ def as_checkpoint(config):
         return checkpoint
     model, tokenizer, _ = load_model(folder)
     shape = dataclasses.asdict(model.config)
+    windows = shape | {"block_size": min(shape["block_size"], TrainConfig.block_size)}
     return {
         "step": 0,
         "progress": dataclasses.asdict(Progress()),
         "model_config": shape,
-        "train_config": dataclasses.asdict(TrainConfig(**shape, out_dir=config.out)),
+        "train_config": dataclasses.asdict(TrainConfig(**windows, out_dir=config.out)),
         "tokenizer": tokenizer and tokenizer.to_dict(),
         "data": {},
         "model": model.state_dict(),
@@ -262,9 +292,7 @@ def bos_of(tokenizer, checkpoint):
 
 def use(folder, tokenizer, checkpoint):
     """How transformers writes text, or answers, with the model in a folder."""
-    was_taught_to = (checkpoint.get("task") or {}).get("task") == "chat"
-    converses = was_taught_to or (tokenizer and tokenizer.chat_template)
-    return USE.format(folder=folder, inputs=CHAT if converses else TEXT)
+    return USE.format(folder=folder, inputs=CHAT if converses(tokenizer, checkpoint) else TEXT)
 
 
 def card(model, tokenizer, checkpoint, name):
@@ -295,8 +323,10 @@ def main():
     try:
         with until_nobody_reads():
             FORMATS[config.to](config) if config.to else describe(config.path)
-    except (ValueError, KeyError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, SafetensorError) as error:
         raise SystemExit(f"{config.path}: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped; nothing was written by half") from None
 
 
 if __name__ == "__main__":

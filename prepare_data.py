@@ -98,7 +98,7 @@ class PrepareConfig:
     tokenizer: str = "bpe"  # bpe char byte gpt2 cl100k_base o200k_base; PATH or hub/NAME of another
     vocab_size: int | None = None  # of bpe; None: 1024 to 4096 by the size of the text, or more
     val_fraction: float = 0.1  # share of the text to validate on, unless a corpus has its own
-    encoding: str = "utf-8"  # of text files; older Chinese ones are in gb18030 or big5
+    encoding: str = "utf-8"  # of text files; older Chinese ones are in gb18030 or cp950
     field: str = "text"  # of .jsonl: what the field with the text is called
     megabytes: float = 12.0  # stories: how many to train on
     seed: int = 1337  # stories: which
@@ -247,7 +247,7 @@ def make_tokenizer(config, corpus, texts):
     """The tokenizer that the config asks for; one that is to be made has gone through the texts."""
     if config.tokenizer == "bpe":
         fitting = next(size for limit, size in VOCAB_SIZES if corpus.size < limit)
-        wanted = config.vocab_size or fitting
+        wanted = fitting if config.vocab_size is None else config.vocab_size
         evenly = islice(texts, 0, None, 1 + corpus.size // TRAINING_BYTES)
         tokenizer = train_bpe(evenly, wanted, at_least=config.vocab_size is None)
         if tokenizer.vocab_size < wanted and corpus.size:

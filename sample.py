@@ -136,7 +136,8 @@ class Context:
     def __init__(self, model, recorded=False):
         self.model = model
         self.recorded = recorded and model.token_embedding.weight.device.type in ("cpu", "cuda")
-        self.rows, self.cache, self.step = [], None, None
+        self.rows, self.cache = [], None
+        self.steps = {}  # recorded: (tokens of each row, whether rows are equally long): its step
 
     def read(self, rows, room):
         """What may follow each row of tokens: logits (B, V).
@@ -146,7 +147,7 @@ class Context:
         """
         if len(rows) != len(self.rows) or room > self.cache.room:
             self.make_cache(len(rows), room)
-        cache, was_in_step = self.cache, self.cache.in_step
+        cache = self.cache
         known = min(map(in_common, self.rows, rows), default=0)
         known = min(known, int(cache.lengths.min()))
         self.rows = rows
@@ -158,8 +159,6 @@ class Context:
         at = lengths[:, None] - known - 1
         logits, _ = self.model(padded.to(at.device), cache=cache, at=at)
         cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
-        if cache.in_step != was_in_step:
-            self.step = None  # it was recorded for the other case
         return logits[:, 0]
 
     def make_cache(self, n_rows, room):
@@ -168,7 +167,7 @@ class Context:
         if n_rows != len(self.rows):
             self.rows, old = [], None
         room = min(config.block_size, max(room, 2 * old.room if old else 0))
-        self.step = None
+        self.steps = {}
         self.cache = KVCache(config, n_rows, weight.device, cache_dtype(self.model), room)
         if old:
             self.cache.copy_from(old)
@@ -178,14 +177,17 @@ class Context:
         return self.cache.longest == self.model.config.block_size
 
     def read_on(self, tokens):
-        """What may follow the newest token of each row (B, 1): logits (B, V)."""
-        if self.recorded and self.step is None and self.cache.longest + 2 <= self.cache.room:
-            self.record()
-        return self.step(tokens) if self.step else self.model(tokens, cache=self.cache)[0][:, -1]
+        """What may follow each of the T newest tokens of each row (B, T): logits (B, T, V)."""
+        T, case = tokens.size(1), (tokens.size(1), self.cache.in_step)
+        if self.recorded and case not in self.steps and self.cache.longest + T < self.cache.room:
+            self.record(case)
+        if case in self.steps:
+            return self.steps[case](tokens)
+        return self.model(tokens, cache=self.cache)[0]
 
-    def record(self):
+    def record(self, case):
         try:
-            self.step = recorded_step(self.model, self.cache)
+            self.steps[case] = recorded_step(self.model, self.cache, case[0])
         except Exception as error:  # of any kind: without a recording all goes on as well
             self.recorded, reason = False, str(error).partition("\n")[0]
             print(f"record: not possible here ({reason})", file=sys.stderr)
@@ -226,7 +228,7 @@ def generate(
             rows = [last_half(row, block_size) for row in rows]
             logits = context.read(rows, room)
         else:
-            logits = context.read_on(tokens)
+            logits = context.read_on(tokens)[:, -1]
 
 
 # ------------------------------------------ speculative decoding: several tokens for one reading
@@ -309,9 +311,9 @@ def generate_with_guesses(
         else:
             n = min(n_guesses, room - context.cache.longest - 1)
             guesses = [looked_up(row, n) for row in rows]
-            T = 1 + max(map(len, guesses))
-            inputs = [[row[-1], *g, *[0] * (T - 1 - len(g))] for row, g in zip(rows, guesses)]
-            logits, _ = model(torch.tensor(inputs, device=seen.device), cache=context.cache)
+            n = n if any(guesses) else 0  # two sizes, rather than many, can both be recorded
+            inputs = [[row[-1], *g, *[0] * (n - len(g))] for row, g in zip(rows, guesses)]
+            logits = context.read_on(torch.tensor(inputs, device=seen.device))
 
 
 class TextStream:

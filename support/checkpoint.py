@@ -103,9 +103,10 @@ def read_checkpoint(path):
 def load_model(source, device="cpu", dtype=torch.float32, base=None):
     """(model, tokenizer, checkpoint) of a run's folder or a checkpoint, with the averaged weights.
 
-    Of nanoGPT's too, and of a Hugging Face folder or one on the hub: there the checkpoint says only
-    its `origin`. The weights come in `dtype`, None: as they are stored. The tokenizer is None for a
-    run on data that came without one. What an adapter is put on may be given as `base`.
+    Of nanoGPT's too, and of a Hugging Face folder or one on the hub: there the checkpoint says
+    hardly more than its `origin`, and the weights come in `dtype` (None: as they are stored). The
+    tokenizer is None for a run on data that came without one. What an adapter is put on may be
+    given as `base`.
     """
     folder = huggingface_folder(source)
     if folder:

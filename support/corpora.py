@@ -212,10 +212,10 @@ class TextFile:
                 if not is_wide(self.encoding):
                     refuse_binary(self.path, chunk, fed)
                 fed += len(chunk)
-                text = decode(self.path, decoder, chunk, fed)
+                text = decode(self.path, self.encoding, decoder, chunk, fed)
                 yield text if begun else text.removeprefix("\ufeff"), len(chunk)
                 begun = begun or bool(text)
-            yield decode(self.path, decoder, b"", fed, final=True), 0
+            yield decode(self.path, self.encoding, decoder, b"", fed, final=True), 0
 
 
 @contextmanager
@@ -255,15 +255,15 @@ def refuse_binary(path, chunk, start):
         raise ValueError(f"{path} is a binary file: byte {start + chunk.index(0):,} is zero")
 
 
-def decode(path, decoder, chunk, fed, final=False):
+def decode(path, encoding, decoder, chunk, fed, final=False):
     """The text of the chunk that ends at byte `fed` of the file."""
     try:
         return decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
         offset = fed - len(error.object) + error.start
         raise ValueError(
-            f"{path} is not {error.encoding.upper()}: byte {offset:,} is "
-            f"0x{error.object[error.start]:02x}; {advice_on_encoding(error.object)}"
+            f"{path} is not {encoding.upper()}: byte {offset:,} is "
+            f"0x{error.object[error.start]:02x}; {advice_on_encoding(error.object, encoding)}"
         ) from error
 
 
@@ -276,7 +276,8 @@ def lines_of(path, encoding, field):
         for number, line in enumerate(file, 1):
             refuse_binary(path, line, fed)
             fed += len(line)
-            text = decode(path, codecs.getincrementaldecoder(encoding)(), line, fed, final=True)
+            decoder = codecs.getincrementaldecoder(encoding)()
+            text = decode(path, encoding, decoder, line, fed, final=True)
             text = text.removeprefix("\ufeff") if number == 1 else text
             if text.strip():
                 yield Document([(text_field(path, number, text, field), len(line))])
@@ -286,7 +287,7 @@ def text_field(path, number, line, field):
     """The text of one line of JSON."""
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
     text = fields.get(field) if isinstance(fields, dict) else None
     if not isinstance(text, str):

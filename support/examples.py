@@ -186,7 +186,7 @@ def checked(file, task, format, renamed, encoding):
             for number, record in READERS[kind](stream):
                 lines.append(line_of(record, task, renamed, f"{file}, line {number}"))
     except UnicodeDecodeError as error:
-        advice = advice_on_encoding(error.object)
+        advice = advice_on_encoding(error.object, encoding)
         raise SystemExit(f"{file} is not {encoding.upper()}; {advice}") from None
     except UnicodeError as error:
         raise SystemExit(f"{file} is not {encoding.upper()} ({error})") from None

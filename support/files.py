@@ -6,6 +6,7 @@ And JSON, text in other encodings than UTF-8, and a pipe that nobody reads any m
 import codecs
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -32,10 +33,10 @@ def replacing(path, mode="wb"):
 
 
 def read_json(path):
-    """The object in a JSON file; raises ValueError where there is none."""
+    """The object in a JSON file; raises ValueError where it holds none, OSError without a file."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is JSON, but no object in braces")
@@ -102,7 +103,8 @@ COMMON = frozenset(
     "的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年這來國個說們為時過後對會沒"
 )
 WESTERN = "windows-1252"
-OTHERS = "gb18030", "big5", WESTERN  # what text that is not UTF-8 is likely to be in
+OTHERS = "gb18030", "cp950", WESTERN  # what text that is not UTF-8 is likely to be in
+TWO_CHINESE = re.compile("[\u4e00-\u9fff]{2}")
 
 
 def check_encoding(encoding):
@@ -120,9 +122,18 @@ def with_mark(encoding):
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
-def advice_on_encoding(chunk):
-    """What to type where some bytes of a file are not in the encoding that was expected."""
-    return f"save it as UTF-8, or type what it is in, perhaps --encoding={likely_encoding(chunk)}"
+def advice_on_encoding(chunk, encoding):
+    """What to do where some bytes of a file are not in the encoding that was expected."""
+    text = chunk.decode(encoding, "replace")
+    broken, likely = text.count("\ufffd"), likely_encoding(chunk)
+    if sum(not character.isascii() for character in text) > 10 * broken:
+        return (
+            "a few bytes are broken, the others are not; to leave those out: "
+            f"iconv -c -f {encoding} -t utf-8 OLD > NEW"
+        )
+    if likely == encoding:
+        return "save it as UTF-8"
+    return f"save it as UTF-8, or type what it is in, perhaps --encoding={likely}"
 
 
 def likely_encoding(chunk):
@@ -135,5 +146,4 @@ def likely_encoding(chunk):
     if found[best] > 0:
         return best
     text = chunk.decode(OTHERS[0], "replace")
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
-    return OTHERS[0] if chinese > 1 and "\ufffd" not in text else WESTERN
+    return OTHERS[0] if TWO_CHINESE.search(text) and "\ufffd" not in text else WESTERN

@@ -12,7 +12,7 @@ from support.chat import final_token
 from support.files import replacing
 from support.huggingface import Unfit, their_config, weights_to_write
 from support.tokenizer import GPT2_PATTERN
-from support.tokenizer_files import DIGITS_PATTERN, as_text, chat_template_of, merges_of
+from support.tokenizer_files import DIGITS_PATTERN, as_text, merges_of
 from support.weights import GGUF, GGUF_GPT2, place_of, put
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers for them
@@ -33,7 +33,8 @@ PATTERNS = {
 def write_gguf(path, model, tokenizer, kind="f16", bos=None):
     """Write one file; kind is that of its matrices, one of FILE_TYPES; bos is as in `write_model`.
 
-    Raises Unfit for a model or a tokenizer that llama.cpp does not know.
+    Raises Unfit for a model or a tokenizer that llama.cpp does not know. It computes GELU by tanh
+    (`mlp=gelu_tanh`), also where a model was trained with the exact one.
     """
     try:
         import gguf
@@ -108,8 +109,8 @@ def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
         writer.add_bos_token_id(bos)
     if final_token(tokenizer) is not None:
         writer.add_eos_token_id(final_token(tokenizer))
-    if chat_template_of(tokenizer):
-        writer.add_chat_template(chat_template_of(tokenizer))
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def add_tensor(writer, name, numbers, kind, gguf):

@@ -23,6 +23,7 @@ from support.weights import GPT2, LLAMA, assembled, parameter_shapes, place_of, 
 SHARD_BYTES = 5_000_000_000  # a file of weights is at most about so long
 # In older files, tensors that are no weights: they follow from the config.
 COMPUTED = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
+COPIES = ["consolidated*"]  # the same weights again, in Mistral's own format
 HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "*.jinja"]
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 LLAMA3_KEYS = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
@@ -64,7 +65,7 @@ def mistakes_told(folder):
         yield
     except KeyError as error:
         raise SystemExit(f"{folder} cannot be read: its config.json lacks {error}") from None
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise SystemExit(f"{folder} cannot be read: a value of the wrong kind ({error})") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise SystemExit(f"{folder} cannot be read: {error}") from None
@@ -270,7 +271,8 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
     """Write `model` and its tokenizer as a new folder that transformers, vLLM and llama.cpp read.
 
     dtype is that of the written weights, None: as they are. bos is the id of a token to put before
-    every text, card the text of README.md. Raises Unfit where no architecture fits. The folder
+    every text, card the text of README.md. What is written ends with a text, and where the
+    tokenizer has a chat template with a turn. Raises Unfit where no architecture fits. The folder
     appears when it is whole, or not at all.
     """
     content, modules = their_config(model.config)
@@ -279,12 +281,13 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
     name = str(dtype).removeprefix("torch.")
     eos = tokenizer and final_token(tokenizer)
     ids = {"bos_token_id": bos, "eos_token_id": eos}
+    ends = [eos, tokenizer.eot] if tokenizer and tokenizer.eot not in (None, eos) else eos
     content |= ids | {"dtype": name, "torch_dtype": name}  # the second for transformers before 5
     places = places_of(weights, modules)
     with new_folder(folder) as part:
         save_shards(part, ((name, t.to(dtype)) for name, t in put(weights, places)))
         save_json(part / "config.json", content)
-        save_json(part / "generation_config.json", ids)
+        save_json(part / "generation_config.json", ids | {"eos_token_id": ends})
         (part / "README.md").write_text(card, encoding="utf-8")
         if tokenizer:
             files = tokenizer_files(tokenizer, model.config.block_size, bos, eos)
@@ -362,7 +365,7 @@ def from_hub(name):
             "pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=COPIES))
     except Exception as error:  # many kinds, of several libraries, all about the connection
         raise SystemExit(
             f"{name} is neither a file or folder here nor could it be had from Hugging Face's hub "

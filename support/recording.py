@@ -11,25 +11,25 @@ from torch import nn
 ROUNDING = 0.05  # a replay may differ from the model by this share, where it takes other kernels
 
 
-def recorded_step(model, cache):
-    """`model` reading one more token of each row, recorded as the cache's device can: RecordedStep.
+def recorded_step(model, cache, T):
+    """`model` reading T more tokens of each row, recorded as the cache's device can: RecordedStep.
 
     Raises RuntimeError where that is not possible.
     """
-    return (CudaGraph if cache.lengths.is_cuda else Trace)(model, cache)
+    return (CudaGraph if cache.lengths.is_cuda else Trace)(model, cache, T)
 
 
 class RecordedStep:
-    """`model` reading one more token of each row, recorded once and then replayed.
+    """`model` reading T more tokens of each row, recorded once and then replayed.
 
     What is recorded are kernels and the tensors that they work on, nothing of Python, whose numbers
     and decisions stay as they are now: whatever changes must be in a tensor, as the cache's lengths
     are. So a replay is compared with the model, one token later than it was recorded.
     """
 
-    def __init__(self, model, cache):
+    def __init__(self, model, cache, T):
         self.model, self.cache = model, cache
-        self.tokens = torch.zeros_like(cache.lengths)[:, None]  # (B, 1)
+        self.tokens = cache.lengths.new_zeros(len(cache.lengths), T)  # (B, T)
         lengths = cache.lengths.clone()
         try:
             self.record()
@@ -38,7 +38,7 @@ class RecordedStep:
             cache.truncate(lengths)
 
     def step(self, tokens):
-        return self.model(tokens, cache=self.cache)[0][:, -1]  # (B, V)
+        return self.model(tokens, cache=self.cache)[0]  # (B, T, V)
 
     def compare(self, lengths):
         """Raise RuntimeError where a replay says something else than the model."""
@@ -49,9 +49,9 @@ class RecordedStep:
             raise RuntimeError("a replay says something else than the model")
 
     def __call__(self, tokens):
-        """What may follow tokens (B, 1): logits (B, V), which the next call may overwrite."""
+        """What may follow each of tokens (B, T): logits (B, T, V), overwritten by the next."""
         logits = self.replay(tokens)
-        self.cache.longest += 1
+        self.cache.longest += tokens.size(1)
         return logits
 
 
@@ -69,7 +69,7 @@ class CudaGraph(RecordedStep):
                 for _ in range(2):
                     self.step(self.tokens)
                     cache.lengths.copy_(lengths)
-                    cache.longest -= 1
+                    cache.longest -= self.tokens.size(1)
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):

@@ -16,6 +16,7 @@ from support.checkpoint import (
 )
 from support.config import config_files, load_config
 from support.report import check_tracker
+from support.tokenizer import same_tokens
 from support.weights import assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
@@ -141,7 +142,7 @@ def pretrained_model(config, dataset):
 
 def check_tokenizer(stored, dataset, source):
     """Exit where the weights know other tokens than the data have."""
-    if stored and dataset.tokenizer and stored != dataset.tokenizer.to_dict():
+    if stored and dataset.tokenizer and not same_tokens(stored, dataset.tokenizer.to_dict()):
         raise SystemExit(
             f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
             f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"

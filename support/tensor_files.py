@@ -3,13 +3,14 @@
 Whatever is in them, nothing in them is executed.
 """
 
-import json
 import pickle
 from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+
+from support.files import read_json
 
 WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
@@ -44,7 +45,9 @@ def files_in(folder):
     if (folder / WHOLE).is_file():
         return dict.fromkeys(names_in(folder / WHOLE), folder / WHOLE)
     if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise ValueError(f"{INDEX} has no weight_map, which tells where each tensor is")
         outside = [name for name in index.values() if Path(name).name != name or "\\" in name]
         if outside:
             raise ValueError(f"{INDEX} points out of the folder, to {outside[0]!r}")

@@ -94,12 +94,13 @@ def open_prepared(path):
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         tokenizer = tokenizer_from_dict(meta["tokenizer"])
+        told_of = {split: meta["splits"][split] for split in ("train", "val")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SystemExit(
             f"{path}/meta.json is damaged ({error!r}); make the data anew with prepare_data.py"
         ) from None
     splits = {}
-    for split, told in meta["splits"].items():
+    for split, told in told_of.items():
         if "files" in told:
             shards = [open_shard(path / file) for file in told["files"]]
         else:
@@ -156,6 +157,11 @@ def open_shard(file):
     dtype = MAGIC_DTYPES.get(int(header[0])) if len(header) == 3 else None
     if dtype and size == HEADER_BYTES + int(header[2]) * np.dtype(dtype).itemsize:
         return np.memmap(file, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
+    if dtype:
+        raise SystemExit(
+            f"{file} is damaged: its header tells of {header[2]:,} tokens, which are not there; "
+            "delete it, and make or download it again"
+        )
     if size == 0 or size % 2:
         raise SystemExit(f"{file} has {size} bytes: not a file of 16-bit tokens")
     return np.memmap(file, dtype="<u2", mode="r").view(np.ndarray)

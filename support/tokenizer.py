@@ -28,6 +28,8 @@ GPT2_VOCAB_SIZES = 50257, 50304  # GPT-2's tokens, and the rows that nanoGPT rou
 
 # GPT-2's idea of a word: merges never reach from one word into the next.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The same as tiktoken writes it.
+SAME_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # tiktoken's regular expressions give up near a million blanks in a row: text goes there in pieces.
 # Small ones: with many of megabytes, the heap frays and a large text takes ever more memory.
@@ -126,7 +128,7 @@ class BytePairTokenizer:
         self.kind = kind
         self.ranks = ranks
         self.special_tokens = special_tokens
-        self.pattern = pattern
+        self.pattern = GPT2_PATTERN if pattern == SAME_PATTERN else pattern
         self.eot = eot
         self.form = form  # Unicode's normal form that text is brought to first, such as "NFC"
         self.bos = bos  # what every text begins with, such as Llama's <|begin_of_text|>
@@ -136,7 +138,7 @@ class BytePairTokenizer:
         self.bytes_of |= {i: text.encode() for text, i in special_tokens.items()}
         self.vocab_size = max(self.bytes_of) + 1
         self.encoding = tiktoken.Encoding(
-            kind, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+            kind, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=special_tokens
         )
 
     def encode(self, text):
@@ -394,6 +396,13 @@ def tokenizer_from_dict(saved):
     rest = [saved[name] for name in ("special_tokens", "pattern", "eot", "form")]
     rest += [saved.get("bos"), saved.get("chat_template"), saved.get("ordinary", ())]
     return BytePairTokenizer(saved["kind"], ranks, *rest)
+
+
+def same_tokens(one, other):
+    """Whether two saved tokenizers make the same tokens of every text, whoever published them."""
+    told = "kind", "chat_template", "ordinary"  # which say nothing about that
+    one, other = (tokenizer_from_dict(saved).to_dict() for saved in (one, other))
+    return one | dict.fromkeys(told) == other | dict.fromkeys(told)
 
 
 def fingerprint(tokenizer):

@@ -178,7 +178,7 @@ def read_tokenizer(folder):
 def chat_template_in(folder):
     """How this Hugging Face folder writes a conversation, a text in Jinja; None: it does not."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8-sig")
     template = settings_in(folder).get("chat_template")
     if isinstance(template, list):  # several with names, of which one is the usual one
         template = {each.get("name"): each.get("template") for each in template}.get("default")
@@ -332,14 +332,13 @@ def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
     if bos is not None:
         whole["post_processor"] = template(special[bos], bos)
-    chat = chat_template_of(tokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": special.get(bos),
         "eos_token": special.get(eos),
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
-    } | ({"chat_template": chat} if chat else {})
+    } | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})
     return {"tokenizer.json": whole, "tokenizer_config.json": config}
 
 
@@ -374,7 +373,9 @@ def byte_pair_parts(tokenizer):
             **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), None),
             **dict.fromkeys(("fuse_unk", "byte_fallback"), False),
             "ignore_merges": True,  # a word that is a token is taken whole, as tiktoken does
-            "vocab": {as_text(part): i for part, i in tokenizer.ranks.items()},
+            # Added tokens keep their ids only where the vocabulary has them too.
+            "vocab": {as_text(part): i for part, i in tokenizer.ranks.items()}
+            | tokenizer.special_tokens,
             "merges": [[as_text(left), as_text(right)] for left, right in merges_of(tokenizer)],
         },
     }

@@ -11,13 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiktoken_ext import openai_public
 
 from sample import generate, next_token_distribution
 from support.chat import compiled_template
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
-from support.gguf_file import interleaved, write_gguf
+from support.gguf_file import PATTERNS, interleaved, write_gguf
 from support.huggingface import from_hub, read_model, save_json, write_model
-from support.tokenizer import byte_tokenizer, char_tokenizer, tokenizer_from_dict, train_bpe
+from support.tokenizer import (
+    byte_tokenizer,
+    char_tokenizer,
+    same_tokens,
+    tokenizer_from_dict,
+    train_bpe,
+)
 from support.tokenizer_files import (
     CHATML,
     huggingface_tokenizer,
@@ -317,8 +324,7 @@ def test_transformers_reads_our_tokenizers_and_gives_the_same_ids(tmp_path, make
         assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()
         assert theirs.decode(tokenizer.encode(text)) == text
     assert theirs.eos_token_id == tokenizer.eot
-    chat = theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
-    assert chat == "<|im_start|>user\nhi<|im_end|>\n"
+    assert theirs.chat_template is None  # it has marks for one, and was not taught to use them
 
 
 def test_transformers_reads_characters_too(tmp_path):
@@ -345,14 +351,14 @@ def test_a_tokenizer_survives_the_way_there_and_back(tmp_path):
     assert back.ranks == tokenizer.ranks
     assert back.special_tokens == tokenizer.special_tokens
     assert (back.pattern, back.eot, back.bos) == (tokenizer.pattern, tokenizer.eot, None)
-    assert "<|im_start|>" in back.chat_template
+    assert back.chat_template is None
 
 
 def test_gpt2s_older_pair_of_files_is_read(tmp_path):
     tokenizer = train_bpe([*TEXTS, tiny_text()], 600)
     content = tokenizer_files(tokenizer, 64)["tokenizer.json"]["model"]
     lines = ["#version: 0.2", *(" ".join(pair) for pair in content["merges"])]
-    vocab = content["vocab"] | {"<|endoftext|>": tokenizer.eot}
+    vocab = {token: i for token, i in content["vocab"].items() if i <= tokenizer.eot}
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
     back = read_tokenizer(tmp_path)
@@ -669,9 +675,68 @@ def test_tokenizers_of_others_give_the_same_ids_here_and_after_the_way_back(tmp_
     assert ours.special_tokens == {
         token.content: i for i, token in theirs.get_added_tokens_decoder().items()
     }
+    for token, i in ours.special_tokens.items():
+        assert back.convert_tokens_to_ids(token) == i
+        assert back(f"a{token}b", add_special_tokens=False)["input_ids"].count(i) == 1
     assert (ours.bos is not None) == (family == "llama3")
     if ours.bos is not None:
         assert back("hi")["input_ids"] == theirs.encode("hi").ids
+
+
+def test_special_tokens_keep_their_ids_over_gaps(tmp_path):
+    saved = train_bpe([tiny_text()], 300).to_dict()
+    saved["special_tokens"] = {"<|endoftext|>": 320, "<|fim|>": 310}
+    tokenizer = tokenizer_from_dict(saved | {"eot": 320})
+    save_tokenizer(tmp_path, tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.convert_tokens_to_ids(["<|endoftext|>", "<|fim|>"]) == [320, 310]
+    assert theirs.eos_token_id == 320
+    assert theirs("the cat")["input_ids"] == tokenizer.encode("the cat").tolist()
+
+
+def test_gpt2s_tokens_are_the_same_whoever_published_them(tmp_path):
+    saved = train_bpe([tiny_text()], 300).to_dict() | {"pattern": openai_public.r50k_pat_str}
+    ours = tokenizer_from_dict(saved | {"kind": "gpt2"})
+    save_tokenizer(tmp_path, ours)
+    theirs = read_tokenizer(tmp_path)
+    assert theirs.kind == "huggingface"
+    assert same_tokens(saved | {"kind": "gpt2"}, theirs.to_dict())
+    assert not same_tokens(saved, theirs.to_dict() | {"bos": 3})
+    assert PATTERNS[ours.pattern] == "gpt-2"
+
+
+def test_a_byte_order_mark_before_a_config_does_no_harm(tmp_path):
+    reference("gpt2").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert read_model(tmp_path)[0].config.n_layer == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", '{"model_type": "llama", "rope_parameters": "x", %s', "of the wrong kind"),
+        ("tokenizer.json", "[" * 100_000, "not a JSON file"),
+        ("model.safetensors.index.json", "[]", "no object in braces"),
+        ("model.safetensors.index.json", "{}", "no weight_map"),
+    ],
+)
+def test_files_of_settings_with_nonsense_are_told(tmp_path, name, content, told):
+    reference("llama").save_pretrained(tmp_path)
+    rest = (tmp_path / "config.json").read_text().replace('"model_type"', '"_"').lstrip("{")
+    rest = rest.replace('"rope_parameters"', '"_rope"')
+    (tmp_path / name).write_text(content.replace("%s", rest))
+    if "index" in name:
+        (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match=told):
+        read_model(tmp_path)
+
+
+def test_a_model_of_hugging_faces_becomes_one_to_train_on(tmp_path, run, capsys):
+    reference("qwen3").save_pretrained(tmp_path / "qwen")
+    run("convert.py", str(tmp_path / "qwen"), "--to=shiftgpt", "--out=out/qwen")
+    assert "train.py --init_from=out/qwen" in capsys.readouterr().out
+    assert read_checkpoint("out/qwen/ckpt.pt")["step"] == 0
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama3", "qwen2", "smollm"])
@@ -722,7 +787,8 @@ def test_a_model_that_converses_ends_its_turns_in_transformers_too(tmp_path):
     end = tokenizer.special_tokens["<|im_end|>"]
     hf = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
-    assert hf.eos_token_id == model.generation_config.eos_token_id == end
+    assert hf.eos_token_id == end
+    assert model.generation_config.eos_token_id == [end, tokenizer.eot]
 
 
 def test_an_end_by_another_name_and_one_of_several_templates_are_found(tmp_path):
@@ -746,7 +812,8 @@ def test_vocab_and_merges_alone_are_enough_for_gpt2_only(tmp_path):
     tokenizer = train_bpe(["the cat sat on the mat " * 20], 300)
     content = tokenizer_files(tokenizer, 64)["tokenizer.json"]
     folder.mkdir()
-    save_json(folder / "vocab.json", content["model"]["vocab"])
+    vocab = content["model"]["vocab"].items()
+    save_json(folder / "vocab.json", {token: i for token, i in vocab if i <= tokenizer.eot})
     merges = "\n".join(" ".join(pair) for pair in content["model"]["merges"])
     (folder / "merges.txt").write_text(merges, encoding="utf-8")
     assert load_tokenizer(folder).encode("the cat").tolist() == tokenizer.encode("the cat").tolist()

@@ -27,6 +27,7 @@ from support.labelling import words_of
 from support.processes import World
 from support.tasks import Example, batch_of, open_task, shifted
 from support.tokenizer import byte_tokenizer, own_tokenizer, tokenizer_from_dict
+from support.tokenizer_files import CHATML
 from tests.conftest import REPOSITORY, call
 from train import make_optimizers
 
@@ -604,7 +605,8 @@ def test_a_hugging_face_model_is_taught_to_chat_with_rows_for_the_marks_it_lacks
     with pytest.raises(SystemExit, match="no tokens that mark who speaks"):
         tune("chat", "--init_from=gpt2", "--method=lora")
     run("convert.py", "out/tuned", "--to=hf", "--out=out/tuned_hf")
-    again, _, _ = load_model("out/tuned_hf")
+    again, written, _ = load_model("out/tuned_hf")
+    assert written.chat_template == CHATML  # it has been taught to converse like that
     tokens = torch.randint(256, (1, 10))
     torch.testing.assert_close(again(tokens)[0], tuned(tokens)[0], rtol=1e-4, atol=1e-5)
 

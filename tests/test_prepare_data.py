@@ -566,8 +566,8 @@ def test_chinese_text_in_an_older_encoding_is_told_which(tmp_path):
     text.write_bytes("从前有座山，山上有座庙。\n".encode("gb18030") * 50)
     with pytest.raises(SystemExit, match="--encoding=gb18030"):
         prepare_data.main([str(text)])
-    text.write_bytes("從前有座山，山上有座廟，廟裡有個老和尚在說故事。\n".encode("big5") * 50)
-    with pytest.raises(SystemExit, match="--encoding=big5"):
+    text.write_bytes("從前有座山，山上有座廟，廟裏有個老和尚在講故事。\n".encode("cp950") * 50)
+    with pytest.raises(SystemExit, match="--encoding=cp950"):
         prepare_data.main([str(text)])
     text.write_bytes("小猫喝水\n".encode("gb18030"))  # none of the commonest characters
     with pytest.raises(SystemExit, match="--encoding=gb18030"):
@@ -575,6 +575,33 @@ def test_chinese_text_in_an_older_encoding_is_told_which(tmp_path):
     text.write_bytes("Café, s'il vous plaît.\n".encode("latin-1") * 50)
     with pytest.raises(SystemExit, match="--encoding=windows-1252"):
         prepare_data.main([str(text)])
+    text.write_bytes("Die Straße über die Brücke".encode("latin-1"))
+    with pytest.raises(SystemExit, match="--encoding=windows-1252"):
+        prepare_data.main([str(text)])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "cp950"])
+def test_a_broken_byte_in_chinese_text_is_told_as_such(encoding):
+    whole = "從前有座山，山上有座廟。\n".encode(encoding) * 50
+    Path("old.txt").write_bytes(whole + b"\xff" + whole)
+    told = error_of("old.txt", f"--encoding={encoding}")
+    assert f"is not {encoding.upper()}: byte {len(whole):,} is 0xff; a few bytes are broken" in told
+    assert f"iconv -c -f {encoding}" in told
+
+
+def test_an_encoding_that_was_typed_is_not_advised():
+    Path("old.txt").write_bytes(b"a\x81b")
+    assert error_of("old.txt", "--encoding=windows-1252").endswith("save it as UTF-8")
+
+
+def test_json_nested_beyond_measure_is_no_traceback():
+    Path("a.jsonl").write_bytes(b"[" * 100_000)
+    assert "a.jsonl, line 1: not JSON" in error_of("a.jsonl")
+
+
+def test_no_vocabulary_at_all_is_too_small():
+    Path("a.txt").write_text("the cat sat")
+    assert "vocab_size=0 is too small" in error_of("a.txt", "--vocab_size=0")
 
 
 @pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-16"])

@@ -250,10 +250,10 @@ def test_a_text_that_was_left_in_the_middle_can_be_gone_on_with():
     steps = generate(model, [[1, 2]], 50, GREEDY, 50, context=context)
     begun = [next(steps)[0] for _ in range(5)]
     steps.close()
-    step, prompt = context.step, [1, 2, *begun, 9]
+    steps, prompt = dict(context.steps), [1, 2, *begun, 9]
     made = [t for (t,) in generate(model, [prompt], 20, GREEDY, 50, context=context)]
     assert made == continuation(model, [prompt], 20)[0]
-    assert context.step is step  # nothing is recorded twice
+    assert steps and context.steps == steps  # nothing is recorded twice
 
 
 # ------------------------------------------------------------------------------ recorded steps
@@ -285,15 +285,15 @@ def recorded(request, monkeypatch):
     """As `continuation`, recorded step by step; with a list of what was recorded."""
     steps = []
 
-    def record(model, cache):
-        steps.append(request.param(model, cache))
+    def record(model, cache, T):
+        steps.append(request.param(model, cache, T))
         return steps[-1]
 
     monkeypatch.setattr(sample, "recorded_step", record)
 
-    def write(model, prompts, n):
+    def write(model, prompts, n, make=generate):
         context = Context(model, recorded=True)
-        rows = list(generate(model, prompts, n, GREEDY, 50, context=context))
+        rows = list(make(model, prompts, n, GREEDY, 50, context=context))
         return [list(row) for row in zip(*rows)]
 
     return write, steps
@@ -329,7 +329,7 @@ def test_lighter_weights_can_be_recorded(Light):
     model = replace_linears(make_model(), Light)
     steps = generate(model, [[1, 2]], 30, GREEDY, 50, context=(context := Context(model, True)))
     assert [token for (token,) in steps] == continuation(model, [[1, 2]], 30)[0]
-    assert isinstance(context.step, Trace)
+    assert isinstance(context.steps[1, True], Trace)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -337,8 +337,9 @@ def test_replays_leave_out_onednn_where_it_multiplies_nothing(dtype):
     context = Context(make_model().to(dtype), recorded=True)
     context.read([[1, 2]], 8)
     context.read_on(torch.tensor([[3]]))
-    trace, heard = context.step.trace, []
-    context.step.trace = lambda tokens: heard.append(mkldnn.enabled) or trace(tokens)
+    step = context.steps[1, True]
+    trace, heard = step.trace, []
+    step.trace = lambda tokens: heard.append(mkldnn.enabled) or trace(tokens)
     context.read_on(torch.tensor([[4]]))
     assert (heard, mkldnn.enabled) == ([dtype == torch.bfloat16], True)
 
@@ -362,7 +363,7 @@ def test_a_replay_that_differs_from_the_model_is_not_used(capsys):
 
 
 def test_what_cannot_be_recorded_is_told_and_done_step_by_step(monkeypatch, capsys):
-    def fail(model, cache):
+    def fail(model, cache, T):
         raise RuntimeError("operation not permitted\nmore that nobody reads")
 
     monkeypatch.setattr(sample, "recorded_step", fail)
@@ -418,6 +419,17 @@ def test_greedy_text_with_guesses_is_the_text_without_for_lighter_weights_too(Li
     for first in range(20):
         prompts = [[first, first + 1, first, first + 2]]
         assert guessed(model, prompts, 50) == continuation(model, prompts, 50)
+
+
+@pytest.mark.parametrize(("n_guesses", "n"), [(1, 20), (3, 80)])
+def test_passes_with_guesses_can_be_recorded(n_guesses, n, recorded):
+    model = make_model(block_size=64)
+    write, steps = recorded
+    batches = [[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8, 9, 1, 2]], [[1] * 40, [2], [3, 4]]
+    make = partial(generate_with_guesses, n_guesses=n_guesses)
+    for prompts in batches:
+        assert write(model, prompts, n, make) == continuation(model, prompts, n)
+    assert {step.tokens.size(1) for step in steps} == {1, 1 + n_guesses}
 
 
 def test_right_guesses_save_passes(monkeypatch):

@@ -762,6 +762,10 @@ def test_shards_of_llm_c_are_read(train_tiny, magic, dtype):
     assert [int(shard[0]) for shard in dataset.train.shards] == [0, 100, 200]
     assert dataset.vocab_size == 50304
     train_tiny("--dataset=shards", "--max_iters=3", "--vocab_size=50304")
+    with open(folder / "x_train_000001.bin", "r+b") as file:
+        file.truncate(1100)
+    with pytest.raises(SystemExit, match=r"x_train_000001\.bin is damaged"):
+        open_dataset("shards")
 
 
 def test_damaged_data_are_noticed_before_training(train_tiny):
