@@ -118,7 +118,7 @@ class Int8Linear(LightLinear):
         step = step.float()
         steps = torch.addcmul(zero, rows, step.reciprocal())
         y = kernels.linear_with_input_q_dq_qweight_dq_output_fp32(steps, 1.0, 0, self.packed)
-        return (y - zero * self.sums).mul_(step).type_as(x)
+        return y.addcmul_(zero, self.sums, value=-1).mul_(step).type_as(x)
 
     def without_kernel(self, x):
         """The product with x as it is."""

@@ -13,6 +13,7 @@ import sys
 import unicodedata
 from collections import Counter, defaultdict
 from itertools import pairwise
+from zlib import crc32
 
 import numpy as np
 import regex
@@ -269,8 +270,17 @@ def frequent_characters(words):
 
 
 def by_frequency(words):
-    """Pairs (word, count), the most frequent first and equals in alphabetical order."""
-    return sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    """Pairs (word, count), the most frequent first and equals in an order that means nothing.
+
+    Where the rarer are left out, these would else be the same letters': in Chinese, most words (what
+    stands between two commas) occur once.
+    """
+
+    def place(item):
+        word, count = item
+        return -count, crc32(word.encode("utf-8", "replace")), word
+
+    return sorted(words.items(), key=place)
 
 
 def most_frequent(words, most_bytes):
