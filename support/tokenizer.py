@@ -272,8 +272,8 @@ def frequent_characters(words):
 def by_frequency(words):
     """Pairs (word, count), the most frequent first and equals in an order that means nothing.
 
-    Where the rarer are left out, these would else be the same letters': in Chinese, most words (what
-    stands between two commas) occur once.
+    Where the rarer ones are left out, alphabetical order would leave out what begins with the last
+    letters: most Chinese words (what stands between two commas) occur once.
     """
 
     def place(item):
