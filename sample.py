@@ -178,7 +178,8 @@ class Context:
 
     def read_on(self, tokens):
         """What may follow each of the T newest tokens of each row (B, T): logits (B, T, V)."""
-        T, case = tokens.size(1), (tokens.size(1), self.cache.in_step)
+        T = tokens.size(1)
+        case = T, self.cache.in_step
         if self.recorded and case not in self.steps and self.cache.longest + T < self.cache.room:
             self.record(case)
         if case in self.steps:
@@ -186,8 +187,9 @@ class Context:
         return self.model(tokens, cache=self.cache)[0]
 
     def record(self, case):
+        T, _ = case
         try:
-            self.steps[case] = recorded_step(self.model, self.cache, case[0])
+            self.steps[case] = recorded_step(self.model, self.cache, T)
         except Exception as error:  # of any kind: without a recording all goes on as well
             self.recorded, reason = False, str(error).partition("\n")[0]
             print(f"record: not possible here ({reason})", file=sys.stderr)

@@ -107,17 +107,16 @@ class Int8Linear(LightLinear):
         counted in steps of its own, from 0, as FBGEMM counts a single one: a text comes out the
         same, read token by token or at once.
         """
-        kernels = torch.ops.quantized
         if x.numel() == x.size(-1):
-            return kernels.linear_dynamic(x.float(), self.packed, NARROW).type_as(x)
+            return torch.ops.quantized.linear_dynamic(x.float(), self.packed, NARROW).type_as(x)
         rows = x.float()
         least = rows.amin(dim=-1, keepdim=True).clamp(max=0)
-        range_ = rows.amax(dim=-1, keepdim=True).clamp(min=0).double() - least
-        step = (range_ / (127 if NARROW else 255)).clamp(min=SMALLEST_STEP)
+        largest = rows.amax(dim=-1, keepdim=True).clamp(min=0).double()
+        step = ((largest - least) / (127 if NARROW else 255)).clamp(min=SMALLEST_STEP)
         zero = (least / -step).round().float()  # the step at which 0 stands
         step = step.float()
         steps = torch.addcmul(zero, rows, step.reciprocal())
-        y = kernels.linear_with_input_q_dq_qweight_dq_output_fp32(steps, 1.0, 0, self.packed)
+        y = kernel_for_steps()(steps, 1.0, 0, self.packed)
         return y.addcmul_(zero, self.sums, value=-1).mul_(step).type_as(x)
 
     def without_kernel(self, x):
@@ -147,7 +146,13 @@ def prepack_half(weight):
     return torch.ops.quantized.linear_prepack_fp16(weight, None)
 
 
+def kernel_for_steps():
+    """The product of rows that are whole numbers already with packed weights."""
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+
+
 def prepack_int8(weight, scale):
+    kernel_for_steps()  # an AttributeError where this PyTorch has none
     zeros = torch.zeros(len(scale), dtype=torch.long)
     whole = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
     return torch.ops.quantized.linear_prepack(whole, None)
