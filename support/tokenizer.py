@@ -270,15 +270,15 @@ def frequent_characters(words):
 
 
 def by_frequency(words):
-    """Pairs (word, count), the most frequent first and equals in an order that means nothing.
+    """Pairs (word, count), the most frequent first and equals in alphabetical order.
 
-    Where the rarer ones are left out, alphabetical order would leave out what begins with the last
-    letters: most Chinese words (what stands between two commas) occur once.
+    But those that occur once, as most Chinese words do (what stands between two commas), are
+    shuffled by a hash: where not all are taken, all letters are to have their share.
     """
 
     def place(item):
         word, count = item
-        return -count, crc32(word.encode("utf-8", "replace")), word
+        return -count, crc32(word.encode("utf-8", "replace")) if count == 1 else 0, word
 
     return sorted(words.items(), key=place)
 
