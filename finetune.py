@@ -394,10 +394,10 @@ def batches_for(config, start, world):
     if not examples:
         raise SystemExit(f"{config.dataset}: there is nothing to learn in any training example")
     show_examples(start.task, start.lines, examples, told, config)
-    if config.max_iters is None:
-        config = with_steps(config, len(examples))
-        tell_few_steps(config, len(examples))
-    return config, example_batches(start.task, start.lines["train"], examples, config, world)
+    planned = with_steps(config, len(examples))
+    if planned != config:
+        tell_few_steps(planned, len(examples))
+    return planned, example_batches(start.task, start.lines["train"], examples, planned, world)
 
 
 def evaluation_for(config, start, world, show):
