@@ -140,7 +140,7 @@ def causal_attention(q, k, v, mask=None, dropout=0.0):
         T, S = scores.shape[-2:]
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)       # rows sum to 1
-    return F.dropout(weights, dropout) @ v                               # (B, H, T, D)
+    return F.dropout(weights, dropout).type_as(v) @ v                    # (B, H, T, D)
 
 
 def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
@@ -222,9 +222,10 @@ class RMSNorm(nn.RMSNorm):
 
 def make_norm(config):
     """The norm that `config` asks for, over the channels."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.n_embd, eps=config.norm_eps)
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+    return {
+        "layernorm": partial(nn.LayerNorm, bias=config.bias),
+        "rmsnorm": RMSNorm,
+    }[config.norm](config.n_embd, eps=config.norm_eps)
 
 
 class SharedDropout(nn.Dropout):
@@ -401,27 +402,30 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def initialize(model, config):
-    """Draw the matrices, and set the biases to 0.
+    """Draw the weights of linear layers and embeddings, and set the biases to 0.
 
     gpt2: N(0, 0.02²), narrower by √(2 n_layer) where a branch joins the residual stream.
     zero: inner matrices N(0, 1/(4 inputs)); where a branch joins, and in a head of its own, 0:
     every block starts as the identity, every token as equally likely.
-    Vectors of n-grams start as 0 with either.
+    Vectors of n-grams start as 0 with either. All else, such as a gate of your own, is left alone.
     """
     if config.tie_weights:
         model.head.weight = model.token_embedding.weight
-    for name, weight in model.named_parameters():
-        joins = name.endswith((".output.weight", ".down.weight"))
-        if weight.dim() < 2:  # a norm's weight is 1 already, a vector of your own as you made it
-            if name.endswith("bias"):
-                weight.zero_()
-        elif name.startswith("ngram_embedding"):
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, nn.Embedding)):
+            continue
+        if getattr(module, "bias", None) is not None:
+            module.bias.zero_()
+        weight, joins = module.weight, name.endswith((".output", ".down"))
+        if name.startswith("ngram_embedding"):
             weight.zero_()
+        elif name == "head" and config.tie_weights:
+            continue  # it is drawn already
         elif config.init == "gpt2":
             weight.normal_(std=0.02 / math.sqrt(2 * config.n_layer) if joins else 0.02)
-        elif joins or name == "head.weight":
+        elif joins or name == "head":
             weight.zero_()
-        elif "embedding" in name:
+        elif isinstance(module, nn.Embedding):
             weight.normal_(std=0.02 if config.tie_weights else 1.0)
         else:
             weight.normal_(std=0.5 / math.sqrt(weight.size(1)))

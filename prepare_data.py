@@ -66,7 +66,7 @@ COLUMNS = 80
 NOT_READ_BY = {
     "encoding": set(NAMES),
     "field": set(NAMES),
-    "val_fraction": set(NAMES) - {"shakespeare"},
+    "val_fraction": {"stories", "python", "tinystories", "fineweb_edu"},
 }
 READ_BY = {
     "megabytes": {"stories"},
@@ -174,7 +174,7 @@ def prepare(config):
         meta, dropped = write(folder, corpus, tokenizer, plan, tasks)
     print(f"{folder} is ready, after {time.monotonic() - started:.1f} s{replaces}.\n")
     print(report(meta, tokenizer, first_tokens(folder / "train.bin", meta), dropped, tasks))
-    print(f"\nNext: {next_command(folder.name)}")
+    print(f"\nNext: {next_command(folder.name, config.tokenizer)}")
 
 
 def own_name(corpus, paths):
@@ -556,8 +556,8 @@ def glimpse(tokens, tokenizer, columns):
     return line
 
 
-def next_command(name):
-    """What to type now."""
+def next_command(name, tokenizer=""):
+    """What to type now, with data of this name in the tokens of a run or of ones that are made."""
     if name == "stories":
         return "python train.py"
     recipe = RECIPES.get(name)
@@ -566,7 +566,9 @@ def next_command(name):
     plain = all(character.isalnum() or character in "-_." for character in name)
     quote = "" if plain else "'" if set(name) & set('$`\\"!') else '"'
     dataset, out_dir = f"--dataset={quote}{name}{quote}", f"--out_dir={quote}out/{name}{quote}"
-    return f"python train.py config/stories.py {dataset} {out_dir}"
+    command = f"python train.py config/stories.py {dataset} {out_dir}"
+    is_run = any((Path(tokenizer) / file).is_file() for file in ("ckpt.pt", "best.pt"))
+    return command + (f" --init_from={tokenizer}" if tokenizer and is_run else "")
 
 
 if __name__ == "__main__":

@@ -182,8 +182,11 @@ class Context:
         case = T, self.cache.in_step
         if self.recorded and case not in self.steps and self.cache.longest + T < self.cache.room:
             self.record(case)
-        if case in self.steps:
-            return self.steps[case](tokens)
+        try:
+            if case in self.steps:
+                return self.steps[case](tokens)
+        except RuntimeError as error:
+            self.give_up_recording(error)
         return self.model(tokens, cache=self.cache)[0]
 
     def record(self, case):
@@ -191,8 +194,13 @@ class Context:
         try:
             self.steps[case] = recorded_step(self.model, self.cache, T)
         except Exception as error:  # of any kind: without a recording all goes on as well
-            self.recorded, reason = False, str(error).partition("\n")[0]
-            print(f"record: not possible here ({reason})", file=sys.stderr)
+            self.give_up_recording(error)
+
+    def give_up_recording(self, error):
+        self.recorded, self.steps = False, {}
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1 if "TorchScript" in lines[0] else 0]
+        print(f"record: not possible here ({reason})", file=sys.stderr)
 
 
 def in_common(old, new):
@@ -401,7 +409,9 @@ def steps_of(context, tokenizer, prompts, config, seed):
     """The generator of next tokens, one for each prompt, that a config asks for."""
     model = context.model
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
-    rules = signature(next_token_distribution).parameters.keys() & vars(config).keys()
+    rules = signature(next_token_distribution).parameters.keys() - {"logits", "seen"}
+    for rule in rules - vars(config).keys():
+        raise SystemExit(f"next_token_distribution takes {rule}: SampleConfig needs such a field")
     distribution = partial(next_token_distribution, **{rule: vars(config)[rule] for rule in rules})
     make = generate
     if config.speculate:
@@ -566,7 +576,7 @@ def begin_conversation(model, tokenizer, task, config):
     if model.config.n_labels:
         raise SystemExit("this model gives labels, and holds no conversation: type --start")
     if not (tokenizer.chat_template or task.get("task") == "chat"):
-        print("this model was not taught to: finetune.py --task=chat", file=sys.stderr)
+        print("this model was not taught to converse: finetune.py --task=chat", file=sys.stderr)
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         converse(model, tokenizer, config, sys.stdout)

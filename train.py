@@ -41,7 +41,11 @@ AT_LEAST = {
 
 @dataclass
 class TrainConfig(ModelConfig):
-    """Train a transformer. The defaults are nanoGPT's; config/ holds recipes of our own."""
+    """Train a transformer: `python train.py config/x.py --n_layer=4`.
+
+    The defaults are nanoGPT's. A config file is Python that sets some of these knobs (names that
+    begin with _ are its own); what is typed after it wins. config/ holds recipes.
+    """
 
     # from where to where
     init_from: str = "scratch"  # scratch; resume: go on with the run in out_dir; or a run's PATH
@@ -295,7 +299,7 @@ def groups_of(optimizers):
 def set_rates(optimizers, factor):
     """Give every group its peak rate times `factor`."""
     for group in groups_of(optimizers):
-        group["lr"] = group["initial_lr"] * factor
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 class EMA:

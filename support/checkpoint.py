@@ -66,7 +66,9 @@ def find_checkpoint(source, names=(BEST, LAST)):
         raise SystemExit(
             f"{source} holds no {' or '.join(names)}: no run was saved there yet{told}"
         )
-    raise SystemExit(f"there is no checkpoint {source}; train one with: python train.py")
+    raise SystemExit(
+        f"there is no checkpoint {source}; train one with: python train.py (or finetune.py)"
+    )
 
 
 def read_checkpoint(path):

@@ -107,7 +107,7 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     except SystemExit as stop:
         if stop.code and files:
             told = ", ".join(files.values())
-            print(f"Read were {told}, then the command line.", file=sys.stderr)
+            print(f"({told} was read first, then the command line)", file=sys.stderr)
         raise
 
 

@@ -24,7 +24,8 @@ class RecordedStep:
 
     What is recorded are kernels and the tensors that they work on, nothing of Python, whose numbers
     and decisions stay as they are now: whatever changes must be in a tensor, as the cache's lengths
-    are. So a replay is compared with the model, one token later than it was recorded.
+    are. So a replay is compared with the model, one token later than it was recorded, and with
+    other tokens: what a mixture of experts does depends on them.
     """
 
     def __init__(self, model, cache, T):
@@ -42,11 +43,14 @@ class RecordedStep:
 
     def compare(self, lengths):
         """Raise RuntimeError where a replay says something else than the model."""
-        self.cache.truncate(lengths)
-        expected = self.step(self.tokens)
-        self.cache.truncate(lengths)
-        if not (self(self.tokens) - expected).norm() <= ROUNDING * expected.norm():
-            raise RuntimeError("a replay says something else than the model")
+        rows = self.model.config.vocab_size
+        for token in (0, rows // 3, rows // 2, rows - 1):
+            tokens = torch.full_like(self.tokens, token)
+            self.cache.truncate(lengths)
+            expected = self.step(tokens).clone()
+            self.cache.truncate(lengths)
+            if not (self(tokens) - expected).norm() <= ROUNDING * expected.norm():
+                raise RuntimeError("a replay says something else than the model")
 
     def __call__(self, tokens):
         """What may follow each of tokens (B, T): logits (B, T, V), overwritten by the next."""

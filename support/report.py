@@ -111,8 +111,7 @@ class Report:
 
     def evaluated(self, progress, numbers):
         """Tell of an evaluation; the time it took is nobody's step."""
-        line = f"step {progress.step}: {in_words(numbers)}"
-        self.say(textwrap.fill(line, COLUMNS, subsequent_indent="  "))
+        self.say(in_columns(f"step {progress.step}:", in_words(numbers).split(", "), ","))
         while self.shown:
             self.say(self.shown.pop(0))
         self.write(step=progress.step, minutes=progress.minutes, **numbers)
@@ -132,7 +131,8 @@ class Report:
         """Add a line to log.jsonl, and to what else keeps the log."""
         if not self.world.is_main:
             return
-        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        plain = {k: v.item() if torch.is_tensor(v) else v for k, v in numbers.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in plain.items()}
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
         self.track({k: v for k, v in finite.items() if v is not None}, numbers["step"])
@@ -154,12 +154,15 @@ def farewell(progress, config, start="…"):
     sample += {"": "", "text": "", "chat": " --chat"}.get(
         getattr(config, "task", ""), f' --start="{start}"'
     )
-    if progress.step >= config.max_iters:
+    if progress.step > config.max_iters:
+        why = f"it has made {progress.step:,} steps; for more: {resume} --max_iters=MORE"
+    elif progress.step == config.max_iters:
         why = f"all {config.max_iters:,} steps are made; for more: {resume} --max_iters=MORE"
     elif not is_over(progress, config):
         return f"stopped at step {progress.step:,}; to go on: {resume}"
     elif 0 < config.patience <= progress.without_gain:
         why = f"no better {config.best_metric} in {config.patience} evaluations"
+        why += f"; to go on nevertheless: {resume} --patience=MORE"
     else:
         why = f"the {config.max_minutes:g} minutes are over"
     return f"{why}\nto see it write: {sample}"
@@ -172,6 +175,13 @@ def in_words(numbers):
         digits = ".4f" if name.endswith("loss") else ".4g"
         words.append(f"{name.replace('_per_', '/').replace('_', ' ')} {number:{digits}}")
     return ", ".join(words)
+
+
+def in_columns(start, parts, mark):
+    """`start`, and behind it the parts with marks between them, none of them torn by a line end."""
+    glued = [part.replace(" ", "\0") for part in parts]
+    text = textwrap.fill(f"{start} {f'{mark} '.join(glued)}", COLUMNS, subsequent_indent="  ")
+    return text.replace("\0", " ")
 
 
 def read_log(path):
@@ -323,7 +333,7 @@ def show_cost(model, config, dataset, world, per_step):
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())
     rows["memory"] = f"about {total / 1e6:,.0f} MB in each process: {parts}"
     for name, text in rows.items():
-        print(f"  {name:<11}{text}")
+        print(textwrap.fill(f"  {name:<11}{text}", COLUMNS, subsequent_indent=" " * 13))
     print("dry run: nothing was trained or written")
 
 

@@ -14,7 +14,7 @@ from support.checkpoint import (
     refuse_added,
     set_aside,
 )
-from support.config import config_files, load_config
+from support.config import config_files, load_config, typed_options
 from support.report import check_tracker
 from support.tokenizer import same_tokens
 from support.weights import assembled, averaged, fitted
@@ -51,10 +51,10 @@ def read_config(Config, default_file, fixed=("optimizer",)):
         print(f"{file} is not read again: type what is to be different")
     try:
         stored = Config(**resumed["train_config"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise SystemExit(
-            f"{out_dir} was trained with another version of this project ({error}); go on from "
-            f"its weights in a new run: --init_from={out_dir} --out_dir={out_dir}_2"
+            f"{out_dir} was trained with another version of this project ({error}); go on with "
+            f"that, or from its weights in a new run: --init_from={out_dir} --out_dir={out_dir}_2"
         ) from None
     typed = [word for i, word in enumerate(sys.argv[1:]) if i not in files]
     config = load_config(Config, typed, default=stored)
@@ -105,7 +105,12 @@ def make_model(config, dataset, resumed):
         check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
         tell_changes(resumed["data"], dataset.describe())
         weights = averaged(resumed) if config.eval_only else resumed["model"]
-        return config, assembled(shape, weights)
+        try:
+            return config, assembled(shape, weights)
+        except RuntimeError as error:
+            raise SystemExit(
+                f"the weights in {config.out_dir} do not fit the model in model.py: {error}"
+            ) from None
     check_ids(dataset, vocab_size)
     torch.manual_seed(config.seed)
     return config, Transformer(shape)
@@ -134,6 +139,11 @@ def pretrained_model(config, dataset):
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
     shape["block_size"] = min(config.block_size, model.config.block_size)
     changed = {k: v for k, v in shape.items() if k not in CHANGEABLE and v != getattr(config, k)}
+    for name in typed_options(sys.argv[1:]).keys() & changed.keys():
+        raise SystemExit(
+            f"{name}={getattr(config, name)} does not fit {config.init_from}, which has "
+            f"{changed[name]}: leave it out"
+        )
     config = dataclasses.replace(config, **changed)
     settled = ", ".join(f"{name}={value}" for name, value in changed.items())
     print(f"{config.init_from} settles: {settled or 'nothing that differs'}")

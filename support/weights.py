@@ -82,7 +82,10 @@ def place_of(name, modules, transposed=False):
 
     transposed: the files keep the matrices of the blocks on their side, as GPT-2's on Hugging Face.
     """
-    _, block, module, kind = re.fullmatch(r"(blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+    found = re.fullmatch(r"(blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    if not found or found[3] not in modules:
+        raise ValueError(f"the model has a {name} of its own, which other programs do not know")
+    _, block, module, kind = found.groups()
     theirs = modules[module]
     part = None
     if modules.get("attention.query") == modules.get("attention.key") == theirs:
@@ -127,20 +130,33 @@ def averaged(checkpoint):
 
 
 def assembled(config, weights):
-    """A `Transformer` of these tensors, {name: tensor}, which are not copied; none is drawn."""
+    """A `Transformer` of these tensors, {name: tensor}, which are not copied; none is drawn.
+
+    Other tensors that its modules hold must follow from the config. Raises RuntimeError for
+    weights of other names or shapes than the model's.
+    """
     with torch.device("meta"):  # no memory, no random numbers
         model = Transformer(config)
+    if not list(model.position.parameters()):
+        model.position = type(model.position)(config)
+    if any(tensor.is_meta for tensor in held_tensors(model)):  # of a reader's own
+        with torch.random.fork_rng():
+            model = Transformer(config)
+    buffers = dict(model.named_buffers()).keys() & model.state_dict().keys()
+    weights = {name: model.state_dict()[name] for name in buffers} | weights
     if config.tie_weights:
         weights = weights | {"head.weight": weights["token_embedding.weight"]}
     model.load_state_dict(weights, assign=True)
     if config.tie_weights:
         model.head.weight = model.token_embedding.weight
-    if not list(model.position.parameters()):
-        model.position = type(model.position)(config)  # what it holds follows from the config
-    lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    if lost:
-        raise SystemExit(f"{lost[0]} is in no file: register it with persistent=True")
     return model
+
+
+def held_tensors(model):
+    """What modules hold besides parameters: buffers, and tensors that are plain attributes."""
+    for module in model.modules():
+        yield from module.buffers(recurse=False)
+        yield from filter(torch.is_tensor, vars(module).values())
 
 
 def fitted(model, config):

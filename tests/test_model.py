@@ -455,13 +455,41 @@ def test_positions_of_ones_own_come_back_with_what_follows_from_the_config(monke
     torch.testing.assert_close(again(tokens)[0], model(tokens)[0])
 
 
-def test_a_buffer_that_no_file_holds_is_told_by_name(monkeypatch):
-    class Sloped(model_module.CausalSelfAttention):
-        def __init__(self, config, layer):
-            super().__init__(config, layer)
-            self.register_buffer("slopes", torch.ones(config.n_head), persistent=False)
+def test_tensors_of_ones_own_are_there_again_when_a_model_is_read(monkeypatch):
+    def hold(module, how):
+        slopes = torch.arange(3.0)
+        if how == "attribute":
+            module.slopes = slopes
+        else:
+            module.register_buffer("slopes", slopes, persistent=how == "persistent")
 
-    monkeypatch.setattr(model_module, "CausalSelfAttention", Sloped)
-    model = make("gpt2")
-    with pytest.raises(SystemExit, match=r"slopes is in no file: register it with persistent=True"):
-        assembled(model.config, model.state_dict())
+    Attention = model_module.CausalSelfAttention
+    for how in ("attribute", "persistent", "not persistent"):
+
+        class Sloped(Attention):
+            def __init__(self, config, layer, how=how):
+                super().__init__(config, layer)
+                hold(self, how)
+
+        monkeypatch.setattr(model_module, "CausalSelfAttention", Sloped)
+        model = scrambled(make("gpt2"))
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}
+        state = torch.get_rng_state()
+        back = assembled(model.config, weights)
+        assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(back.blocks[1].attention.slopes, torch.arange(3.0))
+        tokens = some_tokens()
+        assert torch.equal(back(tokens)[0], model(tokens)[0])
+
+
+@pytest.mark.parametrize("init", ["gpt2", "zero"])
+def test_a_gate_of_ones_own_begins_as_it_was_made(monkeypatch, init):
+    class Gated(model_module.MLP):
+        def __init__(self, config):
+            super().__init__(config)
+            self.gate = nn.Parameter(torch.full((1, 1, config.n_embd), 0.1))
+            self.slope = nn.Parameter(torch.zeros(1))
+
+    monkeypatch.setattr(model_module, "MLP", Gated)
+    mlp = Transformer(ModelConfig(50, 16, 2, 2, 16, init=init)).blocks[0].mlp
+    assert (mlp.gate == 0.1).all() and (mlp.slope == 0).all()

@@ -676,3 +676,11 @@ def test_a_document_begins_with_the_token_that_the_tokenizer_has_for_it(monkeypa
         assert begins[0] == 0
         assert (begins[1:] == ends[:-1] + 1).all()
         assert len(begins) == len(ends)
+
+
+def test_data_in_the_tokens_of_a_run_are_for_going_on_from_it():
+    Path("out/base").mkdir(parents=True)
+    assert "--init_from" not in prepare_data.next_command("mine", "out/base")
+    Path("out/base/best.pt").touch()
+    assert prepare_data.next_command("mine", "out/base").endswith("--init_from=out/base")
+    assert "--init_from" not in prepare_data.next_command("mine", "bpe")

@@ -362,6 +362,47 @@ def test_a_replay_that_differs_from_the_model_is_not_used(capsys):
     assert "a replay says something else than the model" in capsys.readouterr().err
 
 
+class Routed(Transformer):
+    """A reader's mixture of experts: which way a token goes is decided in Python."""
+
+    def forward(self, inputs, cache=None, **more):
+        logits, _ = super().forward(inputs, cache=cache, **more)
+        return logits.flip(-1) if inputs[0, -1] > 20 else logits, None
+
+
+def test_a_path_that_depends_on_the_token_is_not_replayed(capsys):
+    torch.manual_seed(0)
+    model = Routed(make_model().config).eval()
+    tokens = list(generate(model, [[1, 2]], 20, GREEDY, 50, context=Context(model, recorded=True)))
+    assert tokens == [[token] for token in continuation(model, [[1, 2]], 20)[0]]
+    assert "record: not possible here" in capsys.readouterr().err
+
+
+def test_a_replay_that_breaks_off_is_gone_on_with_in_python(capsys):
+    model = make_model()
+    context = Context(model, recorded=True)
+    steps = generate(model, [[1, 2]], 20, GREEDY, 50, context=context)
+    tokens = [next(steps)[0] for _ in range(5)]
+
+    def fail(tokens):
+        raise RuntimeError("failed in the TorchScript interpreter\nTraceback\nRuntimeError: shape")
+
+    context.steps[1, True].trace = fail
+    tokens += [token for (token,) in steps]
+    assert tokens == continuation(model, [[1, 2]], 20)[0]
+    assert capsys.readouterr().err == "record: not possible here (RuntimeError: shape)\n"
+
+
+def test_a_sampling_rule_without_a_knob_is_told(monkeypatch):
+    def rule(logits, seen=None, typical=1.0):
+        return logits.softmax(dim=1)
+
+    monkeypatch.setattr(sample, "next_token_distribution", rule)
+    context = Context(make_model())
+    with pytest.raises(SystemExit, match="typical: SampleConfig needs such a field"):
+        sample.steps_of(context, byte_tokenizer(), [[1]], SampleConfig(), 0)
+
+
 def test_what_cannot_be_recorded_is_told_and_done_step_by_step(monkeypatch, capsys):
     def fail(model, cache, T):
         raise RuntimeError("operation not permitted\nmore that nobody reads")

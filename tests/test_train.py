@@ -658,7 +658,9 @@ def test_resuming_with_another_model_is_refused_by_name(train_tiny, run):
 def test_a_new_run_can_start_from_the_weights_of_another(train_tiny):
     train_tiny("--max_iters=150", "--eval_interval=50")
     old = read_log(Path("out/tiny/log.jsonl"))
-    train_tiny("--init_from=out/tiny", "--out_dir=out/second", "--n_layer=7", "--block_size=8")
+    with pytest.raises(SystemExit, match="n_layer=7 does not fit out/tiny, which has 2"):
+        train_tiny("--init_from=out/tiny", "--out_dir=out/second", "--n_layer=7")
+    train_tiny("--init_from=out/tiny", "--out_dir=out/second", "--block_size=8")
     second = read_checkpoint("out/second/ckpt.pt")
     assert second["model_config"]["n_layer"] == 2  # the shape comes with the weights
     assert second["train_config"]["block_size"] == 8  # what it was trained on is shorter,

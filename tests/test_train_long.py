@@ -22,6 +22,7 @@ from model import IGNORED, ModelConfig, Transformer
 from sample import next_token_distribution
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.processes import World
+from support.report import in_columns, in_words, read_log
 from support.token_files import Dataset, Tokens
 from tests.conftest import REPOSITORY, TINY, call, tiny_text
 from tests.test_sample import LOGITS, continuation, make_model
@@ -575,6 +576,9 @@ def test_resuming_takes_the_settings_of_the_run_not_those_of_a_config_file(train
     config = read_checkpoint(Path("out/tiny/ckpt.pt"))["train_config"]
     assert (config["n_embd"], config["learning_rate"], config["max_iters"]) == (8, 1e-4, 22)
     assert "all 22 steps are made" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, "train.py", "other.py", "--init_from=resume", "--max_iters=20")
+    assert "it has made 22 steps; for more" in capsys.readouterr().out
 
 
 def test_a_run_that_went_astray_leaves_the_last_finite_state(train_tiny):
@@ -620,3 +624,28 @@ def test_a_full_disk_is_told_and_the_older_checkpoint_kept(train_tiny, monkeypat
     with pytest.raises(SystemExit, match=r"ckpt\.pt could not be written"):
         save_checkpoint("out/tiny/ckpt.pt", {})
     assert Path("out/tiny/ckpt.pt").read_bytes() == before
+
+
+def test_an_optimizer_of_pytorchs_and_a_number_in_a_tensor_do(train_tiny, monkeypatch):
+    def sgd(model, config):
+        return [torch.optim.SGD(model.parameters(), lr=config.learning_rate)]
+
+    plain = train_module.Report.step
+
+    def step(self, *numbers, **more):
+        plain(self, *numbers, **more, largest=torch.tensor(0.5))
+
+    monkeypatch.setattr(train_module, "make_optimizers", sgd)
+    monkeypatch.setattr(train_module.Report, "step", step)
+    train_tiny("--max_iters=3", "--log_interval=1")
+    log = read_log(Path("out/tiny/log.jsonl"))
+    assert [line["largest"] for line in log if "loss" in line] == [0.5] * 3
+
+
+def test_a_line_ends_between_numbers_and_not_within():
+    numbers = {"train_loss": 1, "val_loss": 2, "perplexity": 7.389, "bits_per_byte": 0.9, "f1": 1}
+    told = in_columns("step 1000000:", in_words(numbers).split(", "), ",")
+    assert told.splitlines() == [
+        "step 1000000: train loss 1.0000, val loss 2.0000, perplexity 7.389,",
+        "  bits/byte 0.9, f1 1",
+    ]

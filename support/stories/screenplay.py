@@ -100,8 +100,10 @@ def read_plots(file):
         try:
             plots.append(_read_plot(lines))
         except IndexError:
-            raise ValueError(f"plots/{file}, {heading!r} breaks off: is `end` missing?") from None
-        except ValueError as error:
+            raise ValueError(
+                f"plots/{file}, {heading!r} breaks off: is `end` missing, or a sentence's Chinese?"
+            ) from None
+        except (ValueError, KeyError) as error:
             raise ValueError(f"plots/{file}, {heading!r}: {error}") from None
     return tuple(plots)
 
@@ -115,7 +117,9 @@ def _read_plot(lines):
         if _keyword(line) == "cast":
             cast = dict(pair.split("=") for pair in _rest(line).split())
         elif _keyword(line) == "title":
-            titles = dict(zip(("en", "zh"), _rest(line).split(" | "), strict=True))
+            if line.count(" | ") != 1:
+                raise ValueError(f"expected `title English | Chinese`, not {line!r}")
+            titles = dict(zip(("en", "zh"), _rest(line).split(" | ")))
         else:
             summary.append(line)
     return Plot(name, " ".join(summary), cast, titles, _read_steps(lines))
