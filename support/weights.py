@@ -140,7 +140,7 @@ def assembled(config, weights):
     if not list(model.position.parameters()):
         model.position = type(model.position)(config)
     if any(tensor.is_meta for tensor in held_tensors(model)):  # of a reader's own
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
             model = Transformer(config)
     buffers = dict(model.named_buffers()).keys() & model.state_dict().keys()
     weights = {name: model.state_dict()[name] for name in buffers} | weights
