@@ -31,7 +31,7 @@ QUICK_START = Path(__file__).parent / "config" / "stories.py"
 SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # how such a metric's name ends
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
-AT_LEAST = {
+AT_LEAST = {  # the least value that each of these may have
     0: "target_shift learning_rate muon_learning_rate weight_decay grad_clip seed max_iters "
     "max_minutes warmup_iters min_lr eval_iters patience sample_tokens",
     1: "vocab_size batch_size gradient_accumulation_steps lr_decay_iters eval_interval "
@@ -259,6 +259,8 @@ def make_optimizers(model, config):
 
     Matrices decay, vectors do not. Each group remembers its peak rate as `initial_lr`.
     """
+    if config.optimizer not in ("adamw", "muon"):
+        raise ValueError(f"make_optimizers has no {config.optimizer}")
     groups = {AdamW: {}, Muon: {}}  # of each optimizer: {(rate, decay): its weights}
     for name, weight in model.named_parameters():
         if weight.requires_grad:

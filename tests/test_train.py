@@ -214,6 +214,13 @@ def test_frozen_weights_are_left_to_no_optimizer(small_model):
     assert "token_embedding.weight" not in names
 
 
+def test_a_name_that_make_optimizers_does_not_know_is_told(small_model):
+    config = TrainConfig()
+    config.optimizer = "lion"  # as a reader's, who has named it in TrainConfig alone
+    with pytest.raises(ValueError, match="make_optimizers has no lion"):
+        make_optimizers(small_model, config)
+
+
 def test_the_average_of_weights_is_exponential(small_model):
     ema = EMA(small_model, decay=0.75)
     name, weight = next(iter(small_model.named_parameters()))
