@@ -388,6 +388,8 @@ def test_ctrl_c_saves_and_ends_in_good_order(train_tiny, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests are a job in the background, the shell has it ignored.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if line.startswith("iter 12"):
