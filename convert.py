@@ -171,15 +171,9 @@ def load_plain(source):
             tokenizer = assumed_tokenizer(source, model)
         except SystemExit as error:  # there is no connection
             print(error)
-    if tokenizer and converses(tokenizer, checkpoint):
-        tokenizer.chat_template = chat_template_of(tokenizer)
+    if tokenizer and (checkpoint.get("task") or {}).get("task") == "chat":
+        tokenizer.chat_template = chat_template_of(tokenizer)  # ours, which it was taught
     return model, tokenizer, checkpoint
-
-
-def converses(tokenizer, checkpoint):
-    """Whether a model came with a way to converse, or was taught ours."""
-    was_taught = (checkpoint.get("task") or {}).get("task") == "chat"
-    return bool(tokenizer and (tokenizer.chat_template or was_taught))
 
 
 def to_huggingface(config):
@@ -196,7 +190,7 @@ def to_huggingface(config):
     if tokenizer is None:
         print(f"{config.out} is written, without a tokenizer")
     else:
-        print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer, checkpoint)}")
+        print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer)}")
 
 
 def to_gguf(config):
@@ -205,7 +199,7 @@ def to_gguf(config):
     kind = GGUF_KINDS[config.dtype]
     write_gguf(must_be_new(config.out), model, tokenizer, kind, bos_of(tokenizer, checkpoint))
     command = f"llama-cli -m {config.out}"
-    command += "" if converses(tokenizer, checkpoint) else ' -no-cnv -p "Once"'
+    command += "" if tokenizer.chat_template else ' -no-cnv -p "Once"'
     print(f"{config.out} is written, its matrices in {kind}; to use it: {command}")
     if model.config.mlp == "gelu":
         print("llama.cpp computes GELU by tanh, this model exactly: they will differ slightly")
@@ -290,9 +284,10 @@ def bos_of(tokenizer, checkpoint):
     return tokenizer and token_before(tokenizer, checkpoint["data"].get("train_documents", 0))
 
 
-def use(folder, tokenizer, checkpoint):
+def use(folder, tokenizer):
     """How transformers writes text, or answers, with the model in a folder."""
-    return USE.format(folder=folder, inputs=CHAT if converses(tokenizer, checkpoint) else TEXT)
+    converses = tokenizer and tokenizer.chat_template
+    return USE.format(folder=folder, inputs=CHAT if converses else TEXT)
 
 
 def card(model, tokenizer, checkpoint, name):
@@ -305,7 +300,7 @@ def card(model, tokenizer, checkpoint, name):
         lines += [f"- trained on {known.get('dataset')}: {checkpoint['step']:,} steps"]
         lines += [f"- {metric.replace('_', ' ')}: {best:.4f}"] if best is not None else []
     shape = ", ".join(f"{key}={value}" for key, value in vars(model.config).items())
-    lines += [f"- its shape: {shape}", "", "```python", use(name, tokenizer, checkpoint)]
+    lines += [f"- its shape: {shape}", "", "```python", use(name, tokenizer)]
     lines += ["```", ""]
     return "\n".join([f"# {name}", "", *lines])
 

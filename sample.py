@@ -25,7 +25,7 @@ from support.recording import recorded_step
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
 RANKED_AT_FIRST = 1024  # tokens that top_p mostly gets by with; to sort all takes far longer
-WORTH_RECORDING = 64  # tokens: to record a step takes as long as it then saves in some 30
+WORTH_RECORDING = 64  # tokens: to record a step takes as long as it then saves in about as many
 LONGEST_MATCH = 3  # an earlier occurrence is looked for of this many tokens at the most
 SEPARATOR = "---------------"
 

@@ -16,12 +16,12 @@ from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_model, model_in, refuse_added
 from support.examples import open_examples
 from support.labelling import is_chinese_word
-from support.starting_point import CHANGEABLE, check_tokenizer, model_part, tell_changes
+from support.starting_point import check_tokenizer, model_part, tell_changes
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
 from support.tokenizer import tokenizer_from_dict
 from support.tokenizer_files import assumed_tokenizer, chat_template_of
-from support.weights import averaged, fitted
+from support.weights import CHANGEABLE, averaged, fitted
 
 KEPT = ("model_config", "tokenizer", "data", "task", "method")  # when a run goes on
 

@@ -10,7 +10,7 @@ import torch
 
 from model import ModelConfig
 from support.tokenizer_files import tokenizer_from_nanogpt
-from support.weights import GPT2, averaged, parameter_shapes, place_of, put, take
+from support.weights import CHANGEABLE, GPT2, averaged, parameter_shapes, place_of, put, take
 
 SHAPE = "n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"
 MOMENTS = "exp_avg", "exp_avg_sq"  # what AdamW remembers of a weight, each of its shape
@@ -71,12 +71,11 @@ def to_nanogpt(checkpoint):
     """
     config = ModelConfig(**checkpoint["model_config"])
     usual = ModelConfig(**{name: getattr(config, name) for name in SHAPE})
-    # Whatever these are, the model computes the same.
-    same = "attention_dropout shared_dropout label_smoothing fused_attention init ngram_rows"
+    same = *CHANGEABLE, "init", "ngram_rows"  # whatever these are, it computes the same
     strange = [
         f"--{name}={value}"
         for name, value in vars(usual).items()
-        if name not in same.split() and value != getattr(config, name)
+        if name not in same and value != getattr(config, name)
     ]
     if strange:
         raise ValueError(f"nanoGPT knows only models trained with {' '.join(strange)}")

@@ -111,7 +111,7 @@ class Report:
 
     def evaluated(self, progress, numbers):
         """Tell of an evaluation; the time it took is nobody's step."""
-        self.say(in_columns(f"step {progress.step}:", in_words(numbers).split(", "), ","))
+        self.say(in_columns(f"step {progress.step}: {in_words(numbers)}"))
         while self.shown:
             self.say(self.shown.pop(0))
         self.write(step=progress.step, minutes=progress.minutes, **numbers)
@@ -177,11 +177,10 @@ def in_words(numbers):
     return ", ".join(words)
 
 
-def in_columns(start, parts, mark):
-    """`start`, and behind it the parts with marks between them, none of them torn by a line end."""
-    glued = [part.replace(" ", "\0") for part in parts]
-    text = textwrap.fill(f"{start} {f'{mark} '.join(glued)}", COLUMNS, subsequent_indent="  ")
-    return text.replace("\0", " ")
+def in_columns(text):
+    """The text in lines that end behind commas alone: no number is torn from its name."""
+    glued = text.replace(" ", "\0").replace(",\0", ", ")
+    return textwrap.fill(glued, COLUMNS, subsequent_indent="  ").replace("\0", " ")
 
 
 def read_log(path):

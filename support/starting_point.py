@@ -17,11 +17,9 @@ from support.checkpoint import (
 from support.config import config_files, load_config, typed_options
 from support.report import check_tracker
 from support.tokenizer import same_tokens
-from support.weights import assembled, averaged, fitted
+from support.weights import CHANGEABLE, assembled, averaged, fitted
 
 LOOKED_AT = 1_000_000  # tokens at the beginning of each file
-# Of a model's shape, what does not change what its weights mean.
-CHANGEABLE = "dropout attention_dropout shared_dropout label_smoothing fused_attention".split()
 
 
 def read_config(Config, default_file, fixed=("optimizer",)):
