@@ -232,7 +232,7 @@ def to_shiftgpt(config):
     checkpoint = as_checkpoint(config)
     with new_folder(config.out) as folder:
         save_checkpoint(folder / LAST, checkpoint)
-    if not checkpoint["step"]:  # weights alone, with which a run can begin
+    if not checkpoint["step"] and "task" not in checkpoint:  # weights alone, to begin with
         print(f"{config.out} is written; train it on with: python train.py", end=" ")
         print(f"--init_from={config.out} --out_dir=out/NAME --dataset=NAME")
         return

@@ -563,12 +563,18 @@ def next_command(name, tokenizer=""):
     recipe = RECIPES.get(name)
     if recipe:
         return f"python train.py {recipe}"
-    plain = all(character.isalnum() or character in "-_." for character in name)
-    quote = "" if plain else "'" if set(name) & set('$`\\"!') else '"'
-    dataset, out_dir = f"--dataset={quote}{name}{quote}", f"--out_dir={quote}out/{name}{quote}"
-    command = f"python train.py config/stories.py {dataset} {out_dir}"
+    dataset, out_dir = in_quotes(name), in_quotes(f"out/{name}")
+    command = f"python train.py config/stories.py --dataset={dataset} --out_dir={out_dir}"
     is_run = any((Path(tokenizer) / file).is_file() for file in ("ckpt.pt", "best.pt"))
-    return command + (f" --init_from={tokenizer}" if tokenizer and is_run else "")
+    return command + (f" --init_from={in_quotes(tokenizer)}" if tokenizer and is_run else "")
+
+
+def in_quotes(value):
+    """A value as it can be typed into a shell, in quotes only where it needs them."""
+    if all(character.isalnum() or character in "-_./" for character in value):
+        return value
+    quote = "'" if set(value) & set('$`\\"!') else '"'
+    return f"{quote}{value}{quote}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,15 @@ from support.config import show_config
 from support.fp8 import use_fp8
 from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
-from support.report import Report, advice_on_memory, farewell, in_words, is_over, show_plan
+from support.report import (
+    Report,
+    advice_on_memory,
+    farewell,
+    in_words,
+    is_over,
+    quoted,
+    show_plan,
+)
 from support.starting_point import check_accumulation, make_model, make_room, read_config
 from support.token_files import Windows, open_dataset
 
@@ -475,7 +483,7 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
         if not math.isfinite(numbers["val_loss"]):
             return numbers
         text = text_of(model, tokenizer, prompt, config.sample_tokens, next(seeds))
-        report.show("\n".join(f"  | {line}" for line in text.splitlines()))
+        report.show(quoted(text))
         return numbers
 
     return evaluate_and_show

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from model import IGNORED
 from support.checkpoint import load_model
+from support.tokenizer import same_tokens
 
 
 def taught_by(model, teacher, config):
@@ -49,8 +50,8 @@ def load_teacher(config, start, world):
             f"teacher={config.teacher} knows the labels {', '.join(known) or '(none)'}, these "
             f"examples have {', '.join(needed) or '(none)'}: fine-tune it on them first"
         )
-    ours = start.about["tokenizer"]
-    if theirs and theirs.to_dict() | {"eot": 0} != ours | {"eot": 0}:
+    ours, same_end = start.about["tokenizer"], {"eot": 0}  # a chat's texts end with its turns
+    if theirs and not same_tokens(theirs.to_dict() | same_end, ours | same_end):
         raise SystemExit(f"teacher={config.teacher} knows other tokens than {config.init_from}")
     if teacher.config.block_size < config.block_size:
         raise SystemExit(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from model import rows_per_piece
 from support.files import fall_silent, replacing
+from support.metrics import width
 
 # Operations a second on matrices of 16-bit floats, from the makers' data sheets.
 PEAKS = {
@@ -32,6 +33,7 @@ PEAKS = {
     "T4": 65e12,
 }
 COLUMNS = 80
+QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
 LOGITS_BYTES = 4 + 4 + 2  # of one logit while its rows are at work: itself, its gradient, narrowed
 SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of the picture
@@ -181,6 +183,20 @@ def in_columns(text):
     """The text in lines that end behind commas alone: no number is torn from its name."""
     glued = text.replace(" ", "\0").replace(",\0", ", ")
     return textwrap.fill(glued, COLUMNS, subsequent_indent="  ").replace("\0", " ")
+
+
+def quoted(text):
+    """A model's own text behind bars, folded where a line ends: at a blank, or between 汉字."""
+    rows = []
+    for line in text.splitlines():
+        row = QUOTE
+        for part in re.findall(r"[⺀-￯]|\s*[^\s⺀-￯]+|\s+", line):
+            if width(row + part) > COLUMNS and row != QUOTE:
+                rows.append(row)
+                row, part = QUOTE, part.lstrip()
+            row += part
+        rows.append(row)
+    return "\n".join(rows)
 
 
 def read_log(path):

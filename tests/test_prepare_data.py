@@ -684,3 +684,6 @@ def test_data_in_the_tokens_of_a_run_are_for_going_on_from_it():
     Path("out/base/best.pt").touch()
     assert prepare_data.next_command("mine", "out/base").endswith("--init_from=out/base")
     assert "--init_from" not in prepare_data.next_command("mine", "bpe")
+    Path("out/my base").mkdir()
+    Path("out/my base/ckpt.pt").touch()
+    assert prepare_data.next_command("mine", "out/my base").endswith('--init_from="out/my base"')

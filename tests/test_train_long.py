@@ -21,8 +21,9 @@ import train as train_module
 from model import IGNORED, ModelConfig, Transformer
 from sample import next_token_distribution
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
+from support.metrics import width
 from support.processes import World
-from support.report import in_columns, in_words, read_log
+from support.report import in_columns, in_words, quoted, read_log
 from support.token_files import Dataset, Tokens
 from tests.conftest import REPOSITORY, TINY, call, tiny_text
 from tests.test_sample import LOGITS, continuation, make_model
@@ -649,3 +650,13 @@ def test_a_line_ends_between_numbers_and_not_within():
         "step 1000000: train loss 1.0000, val loss 2.0000, perplexity 7.389,",
         "  bits/byte 0.9, f1 1",
     ]
+
+
+@pytest.mark.parametrize("text", ["a fox went home, and " * 20, "从前有一只狐狸，Ben 走了。" * 20])
+def test_a_models_text_is_folded_at_80_columns_of_a_terminal(text):
+    rows = quoted(text).splitlines()
+    assert len(rows) > 3
+    assert all(row.startswith("  | ") for row in rows)
+    assert all(70 < width(row.rstrip()) <= 80 for row in rows[:-1])
+    assert "".join(row[4:] for row in rows).replace(" ", "") == text.replace(" ", "")
+    assert quoted("one\n\ntwo") == "  | one\n  | \n  | two"
