@@ -30,9 +30,9 @@ from support.config import load_config
 from support.files import replacing
 from support.fp8 import multiplies_fp8, use_fp8
 from support.processes import compiled, open_world, pick_device, pick_dtype
-from support.quantize import lightened
+from support.quantize import for_inference
 from support.report import flops_per_token
-from train import TrainConfig, backward, make_optimizers, update
+from train import TrainConfig, accumulate_gradients, make_optimizers, update
 
 ROOT = Path(__file__).parent
 VOCAB_SIZE = 50257  # of GPT-2
@@ -190,11 +190,11 @@ def train_ours(config, compile=False, fp8=False):
         optimizers = make_optimizers(model, settings)
         inputs, targets = random_tokens(config, "cpu")
         batches = [{"inputs": inputs, "targets": targets}]
-        faster = compiled(model, compile, world, batches[0])
+        compiled_model = compiled(model, compile, world, batches[0])
         scaler = torch.amp.GradScaler(world.device.type, enabled=False)
 
         def step():
-            backward(faster, batches, [1.0], world, scaler, [0])
+            accumulate_gradients(compiled_model, batches, [1.0], world, scaler, [0])
             update(model, optimizers, settings, scaler)
 
         return timed_training(step, config) | {
@@ -216,12 +216,12 @@ def train_nanogpt(config, compile):
         model = nanogpt_model(config).to(world.device)
         optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), world.device.type)
         precision = world.precision() if world.device.type == "cuda" else nullcontext()
-        faster = torch.compile(model) if compile else model
+        compiled_model = torch.compile(model) if compile else model
         inputs, targets = random_tokens(config, world.device)
 
         def step():
             with precision:
-                _, loss = faster(inputs, targets)
+                _, loss = compiled_model(inputs, targets)
             learn(model, optimizer, loss)
 
         return timed_training(step, config)
@@ -253,7 +253,7 @@ def sample_ours(config, **options):
         model = our_model(config).to(world.device).eval()
         weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
         each = 1 if settings.quantize == "int8" else 2  # bytes of a weight, read for every token
-        model = lightened(model, settings, 1, world)
+        model = for_inference(model, settings, 1, world)
         greedy = partial(next_token_distribution, temperature=0)
 
         def write(n):

@@ -38,7 +38,7 @@ from support.files import replacing
 from support.finetuning import begin
 from support.fp8 import use_fp8
 from support.processes import only_main_prints, open_world
-from support.report import Report, advice_on_memory, farewell, in_words, is_over
+from support.report import Report, advice_on_memory, farewell, in_words
 from support.starting_point import check_accumulation, make_room, read_config
 from support.tasks import TASKS, Example, batch_of
 from support.token_files import permuted
@@ -223,7 +223,7 @@ def example_batches(task, lines, examples, config, world):
     return batch_at
 
 
-def judge(task, lines, model, faster, config, world):
+def judge(task, lines, model, compiled_model, config, world):
     """({name: number}, answers) of a model on some lines, which the processes share."""
     mine = lines[world.rank :: world.size]
     examples, _ = all_examples(task, mine, config)
@@ -234,7 +234,7 @@ def judge(task, lines, model, faster, config, world):
         batch = batch_of(some, hide_padding=not config.causal)
         n = int((batch["targets"] != IGNORED).sum())
         with world.precision():
-            _, loss = faster(**world.place(batch))
+            _, loss = compiled_model(**world.place(batch))
         total, count = total + loss.item() * n, count + n
     total, count = world.sum(total, count)
     answers = world.gather(task.answers(model, mine))
@@ -248,8 +248,8 @@ def task_evaluation(task, lines, model, config, world, show):
     n = min(config.eval_iters * config.batch_size or len(lines), len(lines))
     chosen = [lines[i * len(lines) // n] for i in range(n)]
 
-    def evaluate(faster):
-        numbers, answers = judge(task, chosen, model, faster, config, world)
+    def evaluate(compiled_model):
+        numbers, answers = judge(task, chosen, model, compiled_model, config, world)
         if answers[0] is not None and config.sample_tokens:
             answer, right = shown(answers[0]), shown(task.right(chosen[0]))
             show(f"  | {answer}" + ("" if answer == right else f"   (right: {right})"))
@@ -431,9 +431,11 @@ def main():
         make_room(config, world, resumed)
         with Report(config, model, world, resumed) as report:
             evaluate = evaluation_for(config, start, world, report.show)
-            progress = train(model, config, batch_at, evaluate, world, report, start.about, resumed)
+            progress = train(
+                model, config, batch_at, evaluate, world, report, start.metadata, resumed
+            )
         world.wait()  # until the best checkpoint is written
-        if is_over(progress, config):
+        if progress.is_over(config):
             finish(start, config, world)
         print(farewell(progress, config, short_start(start)))
 

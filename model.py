@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 IGNORED = -1  # a target from which nothing is to be learned
 MIXER = 2654435761  # 2³² / golden ratio: its multiples modulo a number lie far apart (Knuth)
-LOGITS_AT_ONCE = 2**21  # of the loss, or 512 rows of them: 8 MB stay near the processor
-LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which likes large products better: half a gigabyte
+SHORT_CONTEXT = 256  # up to here a CPU is faster with attention's formula than with its kernel
+LOGITS_AT_ONCE = 2**21  # in a piece of the loss, or 512 rows if that is more: 8 MB of float32
+LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which prefers large products: half a gigabyte
 
 
 @dataclass
@@ -32,7 +33,7 @@ class ModelConfig:
     n_kv_head: int | None = None  # heads of keys and values, each for several queries; None: n_head
     head_size: int | None = None  # channels of a head; None: n_embd / n_head
     mlp_size: int | None = None  # hidden channels of the MLP; None: 4 n_embd (swiglu: 8/3)
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # evens out the scale before each branch
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalises the input of each branch
     position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
     ngrams: int = 1  # 3: pairs and triples of tokens have vectors of their own too; 1: they do not
     ngram_rows: int = 32768  # of their hash table: n-grams that collide share a vector
@@ -53,7 +54,8 @@ class ModelConfig:
     softcap: float = 0.0  # logits are bent smoothly to stay within ± this; 0: not at all
     init: Literal["gpt2", "zero"] = "gpt2"  # zero: each block starts as the identity
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
-    fused_attention: bool = True  # one kernel for attention; False: the formula written out
+    fused_attention: bool | Literal["auto"] = "auto"  # one kernel; False: the formula written out
+    fused_loss: bool = True  # never hold all logits at once; False: cross-entropy written out
 
     def __post_init__(self):
         for field in fields(self):
@@ -128,12 +130,12 @@ def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
 
 
 def causal_attention(q, k, v, mask=None, dropout=0.0):
-    """softmax(q kᵀ / √D + mask) v: each position gathers what it looks for from where it may look.
+    """softmax(q kᵀ / √D) v, where scores that the mask forbids count as -∞.
 
     q (B, H, T, D); k and v (B, K, S, D); mask as from attention_mask, None for the plain triangle.
     """
-    if k.size(1) != q.size(1):
-        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)           # k1 k2 -> k1 k1 k2 k2
+    if k.size(1) != q.size(1):  # grouped-query attention: k1 k2 -> k1 k1 k2 k2
+        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
         v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)           # (B, H, S, D)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))             # (B, H, T, S)
     if mask is None:
@@ -148,6 +150,12 @@ def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
     triangle = bool(mask is None and q.size(2) > 1)  # a single query sees all there is
     shared = bool(q.size(1) != k.size(1))  # (for a trace, sizes are tensors: hence bool)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, triangle, enable_gqa=shared)
+
+
+def short_causal_attention(q, k, v, mask=None, dropout=0.0):
+    """The same function in the way that is faster for a short context: on a CPU, the formula."""
+    attend = causal_attention if q.device.type == "cpu" else fused_causal_attention
+    return attend(q, k, v, mask, dropout)
 
 
 # ---------------------------------------------------------------------------------------- positions
@@ -182,10 +190,10 @@ class RotaryPositions(nn.Module):
 
     def forward(self, x, positions):
         cos, sin = self.cos[positions], self.sin[positions]              # (B or 1, T, D/2)
-        return x, partial(rotate, cos=cos.unsqueeze(1), sin=sin.unsqueeze(1))
+        return x, partial(apply_rotary, cos=cos.unsqueeze(1), sin=sin.unsqueeze(1))
 
 
-def rotate(x, cos, sin):
+def apply_rotary(x, cos, sin):
     """x (B, H, T, D) with each pair of channels (a, b) turned: (a cos - b sin, a sin + b cos)."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos.type_as(x), sin.type_as(x)
@@ -246,9 +254,10 @@ def make_dropout(config):
 
 
 class CausalSelfAttention(nn.Module):
-    """Positions exchange what they know: each asks (query), is asked (key) and answers (value).
+    """Positions exchange information: each compares its query with the keys of those that it may
+    look at, and receives their values, weighted by how well they match.
 
-    `turn` rotates queries and keys to their positions; it does nothing where these are learned.
+    `rotate` turns queries and keys by their positions; with learned positions it does nothing.
     """
 
     def __init__(self, config, layer):
@@ -262,14 +271,19 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(H * D, C, bias=config.bias)
         self.query_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
-        self.attend = fused_causal_attention if config.fused_attention else causal_attention
+        is_short = config.block_size <= SHORT_CONTEXT
+        self.attend = {
+            True: fused_causal_attention,
+            False: causal_attention,
+            "auto": short_causal_attention if is_short else fused_causal_attention,
+        }[config.fused_attention]
         shared = config.attention_dropout is None
         self.attention_dropout = config.dropout if shared else config.attention_dropout
         self.dropout = make_dropout(config)
 
-    def forward(self, x, turn, mask=None, cache=None):
-        q = turn(self.query_norm(self.heads(self.query(x))))             # (B, H, T, D)
-        k = turn(self.key_norm(self.heads(self.key(x))))                 # (B, K, T, D)
+    def forward(self, x, rotate, mask=None, cache=None):
+        q = rotate(self.query_norm(self.heads(self.query(x))))             # (B, H, T, D)
+        k = rotate(self.key_norm(self.heads(self.key(x))))                 # (B, K, T, D)
         v = self.heads(self.value(x))                                    # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                        # (B, K, S, D)
@@ -337,8 +351,8 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config)
         self.mlp = MLPS.get(config.mlp, MLP)(config)
 
-    def forward(self, x, turn, mask=None, cache=None):
-        x = x + self.attention(self.attention_norm(x), turn, mask, cache)
+    def forward(self, x, rotate, mask=None, cache=None):
+        x = x + self.attention(self.attention_norm(x), rotate, mask, cache)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
@@ -355,6 +369,7 @@ class Transformer(nn.Module):
         self.dropout = make_dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
+        self.loss = fused_next_token_loss if config.fused_loss else next_token_loss
         self.head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
         initialize(self, config)
 
@@ -366,35 +381,39 @@ class Transformer(nn.Module):
         each other; logits (B, T, V) score what may come after each input; with `at` (B, n) only
         these positions are scored: (B, n, V).
         """
-        T, softcap = inputs.size(1), self.config.softcap
-        if cache is None:
-            length, n_keys, static = T, T, False
-            positions = torch.arange(T, device=inputs.device)[None]      # (1, T)
-        else:
-            length, n_keys, static = cache.longest + T, cache.n_keys(T), cache.static
-            positions = cache.positions(T)                               # (B or 1, T)
-        if length > self.config.block_size:
-            raise ValueError(f"{length} tokens do not fit block_size={self.config.block_size}")
-        mask = attention_mask(positions, n_keys, self.config.causal, segments, static)
-
+        positions, mask = self.positions_and_mask(inputs, cache, segments)
         x = self.token_embedding(inputs)                                 # (B, T, C)
         if self.ngram_embedding is not None:
             tokens = inputs if cache is None else cache.append_tokens(inputs, positions)   # (B, S)
             x = x + self.ngram_embedding(tokens, positions, segments)
-        x, turn = self.position(x, positions)
+        x, rotate = self.position(x, positions)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, turn, mask, cache)
+            x = block(x, rotate, mask, cache)
         if at is not None:
             x = x.gather(1, at[:, :, None].expand(-1, -1, x.size(2)))    # (B, n, C)
         x = self.norm(x)
 
         if cache is not None:
-            cache.advance(T)
+            cache.advance(inputs.size(1))
         if targets is not None:
             smoothing = self.config.label_smoothing if self.training else 0.0
-            return None, next_token_loss(x, self.head.weight, targets, softcap, smoothing)
-        return capped(self.head(x), softcap), None                                 # (B, T, V)
+            weight, softcap = self.head.weight, self.config.softcap
+            return None, self.loss(x, weight, targets, softcap, smoothing)
+        return capped(self.head(x), self.config.softcap), None           # (B, T, V)
+
+    def positions_and_mask(self, inputs, cache, segments):
+        """Where the inputs stand, (B or 1, T), and what each may look at, as `attention_mask`."""
+        T = inputs.size(1)
+        if cache is None:
+            length, n_keys, static = T, T, False
+            positions = torch.arange(T, device=inputs.device)[None]
+        else:
+            length, n_keys, static = cache.longest + T, cache.n_keys(T), cache.static
+            positions = cache.positions(T)
+        if length > self.config.block_size:
+            raise ValueError(f"{length} tokens do not fit block_size={self.config.block_size}")
+        return positions, attention_mask(positions, n_keys, self.config.causal, segments, static)
 
 
 # -------------------------------------------------------------------------- weights before training
@@ -440,13 +459,24 @@ def capped(logits, softcap):
 
 
 def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
-    """Cross-entropy: the mean of -log p(target) over all targets that count, in nats.
+    """Cross-entropy: the mean of -log p(target) over the targets that are not ignored, in nats.
 
-    hidden (B, T, C), weight (V, C), targets (B, T), -1 where nothing is to be learned; 0 where all
-    of them are. It is
-    F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1) of the logits
-    capped(hidden @ weight.t(), softcap), and never holds them all.
+    hidden (B, T, C), weight (V, C), targets (B, T), -1 where nothing is to be learned; the loss is
+    0 where all of them are.
     """
+    logits = capped(F.linear(hidden, weight).float(), softcap)           # (B, T, V)
+    total = F.cross_entropy(
+        logits.flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def fused_next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
+    """The same function, which holds only some of the logits at a time."""
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     n_targets = (targets != IGNORED).sum().clamp(min=1)
@@ -458,9 +488,9 @@ class SummedLoss(torch.autograd.Function):
     """-log p(target), summed over the targets that count, with its gradients made on the way.
 
     The logits are made some rows at a time. Their gradient takes their place, is multiplied into
-    the gradients of hidden and weight, and the next rows take its place: so few stay in the
-    processor's cache. All B·T·V logits would go through memory many times, and with a large
-    vocabulary take more of it than all the rest.
+    the gradients of hidden and weight, and the next rows take its place. All B·T·V logits at once
+    would take more memory than all else with a large vocabulary; and with a small one, a few rows
+    stay in the processor's cache, where all would go through memory many times.
     """
 
     @staticmethod
@@ -563,25 +593,25 @@ class NGramEmbedding(nn.Module):
 class KVCache:
     """Keys and values of the positions seen so far: a new token then costs one position's work.
 
-    It has `room` for this many positions (None: `block_size`) from the beginning. Each row of the
-    batch may have filled a number of its own.
+    It is allocated once, for `capacity` positions (None: `block_size`). Each row of the batch may
+    have filled another number of them.
     """
 
-    def __init__(self, config, batch_size, device=None, dtype=None, room=None):
+    def __init__(self, config, batch_size, device=None, dtype=None, capacity=None):
         K, D = config.kv_heads, config.head_channels
-        self.room = room or config.block_size
-        shape = (config.n_layer, batch_size, K, self.room, D)
+        self.capacity = capacity or config.block_size
+        shape = (config.n_layer, batch_size, K, self.capacity, D)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
-        self.tokens = torch.zeros(batch_size, self.room, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(batch_size, self.capacity, dtype=torch.long, device=device)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)    # filled, per row
         self.longest = 0  # the largest of them, known without asking the device
         self.in_step = True  # whether all of them are equal
-        self.static = False  # True: hand out all the room, filled or not: shapes stay the same
+        self.static = False  # True: hand out all positions, filled or not: shapes stay the same
 
     def n_keys(self, T):
         """How many positions are handed out once T new ones are stored: S."""
-        return self.room if self.static else self.longest + T
+        return self.capacity if self.static else self.longest + T
 
     def positions(self, T):
         """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""

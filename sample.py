@@ -20,7 +20,7 @@ from support.checkpoint import in_a_line, load_model
 from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
-from support.quantize import cache_dtype, held_out, lightened, perplexity
+from support.quantize import cache_dtype, for_inference, held_out, perplexity
 from support.recording import recorded_step
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
@@ -139,14 +139,14 @@ class Context:
         self.rows, self.cache = [], None
         self.steps = {}  # recorded: (tokens of each row, whether rows are equally long): its step
 
-    def read(self, rows, room):
+    def read(self, rows, capacity):
         """What may follow each row of tokens: logits (B, V).
 
         The rows are kept: what is read later must be appended to them. They may then have up to
-        `room` tokens.
+        `capacity` tokens.
         """
-        if len(rows) != len(self.rows) or room > self.cache.room:
-            self.make_cache(len(rows), room)
+        if len(rows) != len(self.rows) or capacity > self.cache.capacity:
+            self.make_cache(len(rows), capacity)
         cache = self.cache
         known = min(map(in_common, self.rows, rows), default=0)
         known = min(known, int(cache.lengths.min()))
@@ -161,14 +161,14 @@ class Context:
         cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
         return logits[:, 0]
 
-    def make_cache(self, n_rows, room):
-        """A cache with enough room; if the rows had a smaller one, at least twice as large."""
+    def make_cache(self, n_rows, capacity):
+        """A cache with enough capacity; if the rows had a smaller one, at least twice as large."""
         weight, config, old = self.model.token_embedding.weight, self.model.config, self.cache
         if n_rows != len(self.rows):
             self.rows, old = [], None
-        room = min(config.block_size, max(room, 2 * old.room if old else 0))
+        capacity = min(config.block_size, max(capacity, 2 * old.capacity if old else 0))
         self.steps = {}
-        self.cache = KVCache(config, n_rows, weight.device, cache_dtype(self.model), room)
+        self.cache = KVCache(config, n_rows, weight.device, cache_dtype(self.model), capacity)
         if old:
             self.cache.copy_from(old)
 
@@ -180,7 +180,11 @@ class Context:
         """What may follow each of the T newest tokens of each row (B, T): logits (B, T, V)."""
         T = tokens.size(1)
         case = T, self.cache.in_step
-        if self.recorded and case not in self.steps and self.cache.longest + T < self.cache.room:
+        if (
+            self.recorded
+            and case not in self.steps
+            and self.cache.longest + T < self.cache.capacity
+        ):
             self.record(case)
         try:
             if case in self.steps:
@@ -222,8 +226,8 @@ def generate(
     """
     context, block_size = context or Context(model), model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
-    room = min(block_size, max(map(len, rows)) + max_new_tokens)
-    logits = context.read(rows, room)
+    capacity = min(block_size, max(map(len, rows)) + max_new_tokens)
+    logits = context.read(rows, capacity)
     seen = marked(rows, vocab_size, logits.device)
     for i in range(max_new_tokens):
         probabilities = distribution(logits[:, :vocab_size], seen)
@@ -236,7 +240,7 @@ def generate(
             break
         if context.full:
             rows = [last_half(row, block_size) for row in rows]
-            logits = context.read(rows, room)
+            logits = context.read(rows, capacity)
         else:
             logits = context.read_on(tokens)[:, -1]
 
@@ -244,7 +248,7 @@ def generate(
 # ------------------------------------------ speculative decoding: several tokens for one reading
 
 
-def looked_up(tokens, n):
+def prompt_lookup(tokens, n):
     """Up to `n` guesses: what followed when the last few tokens last occurred (prompt lookup)."""
     for length in range(min(LONGEST_MATCH, len(tokens) - 1), 0, -1):
         ending = tokens[-length:]
@@ -278,7 +282,7 @@ def accepted(guesses, logits, seen, distribution, generator):
 
 
 @torch.inference_mode()
-def generate_with_guesses(
+def generate_speculatively(
     model,
     prompts,
     max_new_tokens,
@@ -286,19 +290,19 @@ def generate_with_guesses(
     vocab_size,
     generator=None,
     context=None,
-    n_guesses=4,
+    n_draft=4,
 ):
     """What `generate` yields, in fewer passes where the text repeats itself.
 
-    Each pass scores a row's last token and up to `n_guesses` that are looked up in its own text; a
+    Each pass scores a row's last token and up to `n_draft` that are looked up in its own text; a
     row may run ahead of the others. At temperature 0 the text is that of `generate`, as far as the
     products of one row and of several are rounded alike.
     """
     context, block_size = context or Context(model), model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
     waiting = [[] for _ in rows]  # tokens that are certain and not yet yielded
-    room = min(block_size, max(map(len, rows)) + max_new_tokens + n_guesses)
-    logits, guesses = context.read(rows, room)[:, None], [[] for _ in rows]
+    capacity = min(block_size, max(map(len, rows)) + max_new_tokens + n_draft)
+    logits, guesses = context.read(rows, capacity)[:, None], [[] for _ in rows]
     seen = marked(rows, vocab_size, logits.device)
     made = 0
     while True:
@@ -317,10 +321,10 @@ def generate_with_guesses(
                 return
         if context.full:
             rows = [last_half(row, block_size) for row in rows]
-            logits, guesses = context.read(rows, room)[:, None], [[] for _ in rows]
+            logits, guesses = context.read(rows, capacity)[:, None], [[] for _ in rows]
         else:
-            n = min(n_guesses, room - context.cache.longest - 1)
-            guesses = [looked_up(row, n) for row in rows]
+            n = min(n_draft, capacity - context.cache.longest - 1)
+            guesses = [prompt_lookup(row, n) for row in rows]
             n = n if any(guesses) else 0  # two sizes, rather than many, can both be recorded
             inputs = [[row[-1], *g, *[0] * (n - len(g))] for row, g in zip(rows, guesses)]
             logits = context.read_on(torch.tensor(inputs, device=seen.device))
@@ -415,7 +419,7 @@ def steps_of(context, tokenizer, prompts, config, seed):
     distribution = partial(next_token_distribution, **{rule: vars(config)[rule] for rule in rules})
     make = generate
     if config.speculate:
-        make = partial(generate_with_guesses, n_guesses=config.speculate)
+        make = partial(generate_speculatively, n_draft=config.speculate)
     n, size = config.max_new_tokens, tokenizer.vocab_size
     return make(model, prompts, n, distribution, size, generator, context)
 
@@ -554,7 +558,7 @@ def load_for_sampling(config, world):
     rows_at_once = (1 if config.chat else config.num_samples) * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
     before = None if block is None else perplexity(model, block)
-    model = lightened(model, config, rows_at_once, world)
+    model = for_inference(model, config, rows_at_once, world)
     if before:
         now = f"{before:.4g} before, {perplexity(model, block):.4g} in {config.quantize}"
         print(f"perplexity on {block.numel():,} held-out tokens: {now}", file=sys.stderr)

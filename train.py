@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ from support.report import (
     advice_on_memory,
     farewell,
     in_words,
-    is_over,
     quoted,
     show_plan,
 )
@@ -123,7 +123,7 @@ class Progress:
     step: int = 0  # updates made
     minutes: float = 0.0  # of training, all sittings together
     best: float | None = None  # value of the best metric so far
-    best_loss: float = -math.inf  # val_loss of that moment, which decides between equals
+    best_loss: float = -math.inf  # val_loss of that moment, breaks ties
     without_gain: int = 0  # evaluations since then
     evaluated_at: int = -1  # the step of the last evaluation
     skipped: int = 0  # updates in a row that had no finite gradients
@@ -144,6 +144,14 @@ class Progress:
         self.without_gain = 0 if better else self.without_gain + 1
         self.evaluated_at = self.step
         return better
+
+    def is_over(self, config):
+        """Whether the run has come to its end: by its steps, its patience or its minutes."""
+        return (
+            self.step >= config.max_iters
+            or 0 < config.patience <= self.without_gain
+            or 0 < config.max_minutes <= self.minutes
+        )
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -245,21 +253,21 @@ def evaluation(dataset, config, world):
 
 
 def schedule_factor(step, minutes, config):
-    """The share of their peaks that the learning rates have at this step."""
-    risen = min(1.0, (step + 1) / (config.warmup_iters + 1))
+    """The learning rates at this step, as a fraction of their peaks."""
+    warmup = min(1.0, (step + 1) / (config.warmup_iters + 1))
     last = config.lr_decay_iters or config.max_iters
     done = max(0.0, (step - config.warmup_iters) / max(1, last - config.warmup_iters))
     if config.max_minutes:
         done = max(done, minutes / config.max_minutes)
     done = min(done, 1.0)
-    height = {
+    decay = {
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
         "linear": 1 - done,
         "wsd": min(1.0, (1 - done) / max(config.cooldown, 1e-9)),
         "constant": 1.0,
     }[config.schedule]
-    lowest = min(1.0, config.min_lr / config.learning_rate) if config.learning_rate else 0.0
-    return min(risen, lowest + height * (1 - lowest))
+    floor = min(1.0, config.min_lr / config.learning_rate) if config.learning_rate else 0.0
+    return min(warmup, floor + (1 - floor) * decay)
 
 
 def make_optimizers(model, config):
@@ -269,26 +277,29 @@ def make_optimizers(model, config):
     """
     if config.optimizer not in ("adamw", "muon"):
         raise ValueError(f"make_optimizers has no {config.optimizer}")
-    groups = {AdamW: {}, Muon: {}}  # of each optimizer: {(rate, decay): its weights}
+    for_adamw, for_muon = defaultdict(list), defaultdict(list)  # (rate, decay) -> weights
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            in_block = name.startswith("blocks.") and weight.dim() == 2
-            to_muon = in_block and config.optimizer == "muon"
-            peak = config.muon_learning_rate if to_muon else config.learning_rate
-            rate = peak * layer_rate_factor(name, config)
+            factor = layer_rate_factor(name, config)
             decay = config.weight_decay if weight.dim() >= 2 else 0.0
-            groups[Muon if to_muon else AdamW].setdefault((rate, decay), []).append(weight)
-    settings = {AdamW: {"betas": (config.beta1, config.beta2)}, Muon: {}}
+            in_block = name.startswith("blocks.") and weight.dim() == 2
+            if in_block and config.optimizer == "muon":
+                for_muon[config.muon_learning_rate * factor, decay].append(weight)
+            else:
+                for_adamw[config.learning_rate * factor, decay].append(weight)
+    optimizers = []
+    if for_adamw:
+        optimizers.append(AdamW(as_groups(for_adamw), betas=(config.beta1, config.beta2)))
+    if for_muon:
+        optimizers.append(Muon(as_groups(for_muon)))
+    return optimizers
+
+
+def as_groups(weights):
+    """Parameter groups, as optimizers take them, of {(rate, decay): [weight, …]}."""
     return [
-        Optimizer(
-            [
-                {"params": weights, "lr": rate, "initial_lr": rate, "weight_decay": decay}
-                for (rate, decay), weights in found.items()
-            ],
-            **settings[Optimizer],
-        )
-        for Optimizer, found in groups.items()
-        if found
+        {"params": params, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), params in weights.items()
     ]
 
 
@@ -301,15 +312,11 @@ def layer_rate_factor(name, config):
     return config.layer_decay**below_the_last
 
 
-def groups_of(optimizers):
-    """The parameter groups of them all."""
-    return [group for optimizer in optimizers for group in optimizer.param_groups]
-
-
 def set_rates(optimizers, factor):
-    """Give every group its peak rate times `factor`."""
-    for group in groups_of(optimizers):
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    """Give every group its peak rate times `factor`; PyTorch's own optimizers have but `lr`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 class EMA:
@@ -352,7 +359,7 @@ def evaluating(model, ema):
 # ------------------------------------------------------------------------------------- the loop
 
 
-def backward(model, batches, shares, world, scaler, key):
+def accumulate_gradients(model, batches, shares, world, scaler, key):
     """Gradients of the whole step, added up; this process's part of the step's loss.
 
     The loss of a step is the sum over its targets divided by their number, over all micro-batches
@@ -367,7 +374,7 @@ def backward(model, batches, shares, world, scaler, key):
             with world.precision():
                 _, mean = model(**world.place(batch))
             part = mean * share
-            scaler.scale(part * world.size).backward()  # processes take the mean of gradients
+            scaler.scale(part * world.size).backward()  # DDP averages: times the size, it sums
         loss += part.detach()
     return loss
 
@@ -389,7 +396,9 @@ def check_finite(progress, norm, config):
     """Count the steps in a row without finite gradients; exit after SKIPS_ALLOWED."""
     progress.skipped = 0 if math.isfinite(norm) else progress.skipped + 1
     if progress.skipped >= SKIPS_ALLOWED:
-        rates = ["learning_rate"] + ["muon_learning_rate"] * (config.optimizer == "muon")
+        rates = ["learning_rate"]
+        if config.optimizer == "muon":
+            rates.append("muon_learning_rate")
         halved = " ".join(f"--{rate}={getattr(config, rate) / 2:g}" for rate in rates)
         raise SystemExit(
             f"step {progress.step}: {SKIPS_ALLOWED} steps in a row without finite gradients. "
@@ -399,11 +408,11 @@ def check_finite(progress, norm, config):
         )
 
 
-def train(model, config, batch_at, evaluate, world, report, about, resumed=None):
+def train(model, config, batch_at, evaluate, world, report, metadata, resumed=None):
     """Train `model` in place as `config` plans it; the `Progress` that was made.
 
     batch_at(step) gives the micro-batches of a step, dicts for `model(**batch)`, which returns
-    (anything, mean loss over the targets); evaluate(model) gives {name: number}. about is what a
+    (anything, mean loss over the targets); evaluate(model) gives {name: number}. metadata is what a
     checkpoint says besides (tokenizer, data…), resumed the checkpoint that the run goes on from.
     """
     optimizers = make_optimizers(model, config)
@@ -418,29 +427,29 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
     def save(name):
         if world.is_main:
             state = snapshot(progress, config, model, optimizers, ema, scaler)
-            save_checkpoint(Path(config.out_dir) / name, about | state)
+            save_checkpoint(Path(config.out_dir) / name, metadata | state)
 
-    faster = compiled(model, config.compile, world, batch_at(progress.step)[0])
-    parallel = world.data_parallel(faster)
+    compiled_model = compiled(model, config.compile, world, batch_at(progress.step)[0])
+    ddp_model = world.data_parallel(compiled_model)
     began = time.perf_counter() - 60 * progress.minutes
     model.train()
     with StopSignal() as stop:
         while True:
-            # Look: how good is it, and is this the end?
-            is_due = is_over(progress, config) or progress.step % config.eval_interval == 0
+            # Evaluate, at every interval and at the end.
+            is_due = progress.is_over(config) or progress.step % config.eval_interval == 0
             if is_due and progress.evaluated_at != progress.step:
                 with evaluating(model, ema):
-                    numbers = evaluate(faster)
+                    numbers = evaluate(compiled_model)
                 is_best = progress.note(numbers, config.best_metric)
                 report.evaluated(progress, numbers)
                 if is_best:
                     save(BEST)
                 if all(map(math.isfinite, numbers.values())):
                     save(LAST)
-            if is_over(progress, config):
+            if progress.is_over(config):
                 break
 
-            # Agree: how many targets has the step, does anybody want to stop, what time is it?
+            # Share between processes: the number of targets, a wish to stop, and one clock.
             batches = batch_at(progress.step)
             counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
             wants_to_stop = stop.requested or report.unread
@@ -450,15 +459,16 @@ def train(model, config, batch_at, evaluate, world, report, about, resumed=None)
                 save(LAST)
                 break
 
-            # Learn: one update.
+            # Make one update.
             factor = schedule_factor(progress.step, progress.minutes, config)
             set_rates(optimizers, factor)
             shares = [count / max(n_targets, 1) for count in counts]
-            loss = backward(parallel, batches, shares, world, scaler, [config.seed, progress.step])
+            key = [config.seed, progress.step]
+            loss = accumulate_gradients(ddp_model, batches, shares, world, scaler, key)
             norm = update(model, optimizers, config, scaler)
             ema.update(model, progress.step)
 
-            # Tell.
+            # Log it.
             n_tokens = world.size * sum(batch["inputs"].numel() for batch in batches)
             rate = factor * config.learning_rate
             report.step(progress, n_tokens, loss=loss, grad_norm=norm, learning_rate=rate)
@@ -478,8 +488,8 @@ def with_a_sample(evaluate, model, dataset, config, world, report):
     prompt = first_tokens(tokenizer, "", dataset.documents)
     seeds = itertools.count(config.seed)
 
-    def evaluate_and_show(faster):
-        numbers = evaluate(faster)
+    def evaluate_and_show(compiled_model):
+        numbers = evaluate(compiled_model)
         if not math.isfinite(numbers["val_loss"]):
             return numbers
         text = text_of(model, tokenizer, prompt, config.sample_tokens, next(seeds))
@@ -510,14 +520,14 @@ def main():
                 print(in_words(evaluate(model.eval())))
             return
         make_room(config, world, resumed)
-        about = {
+        metadata = {
             "model_config": dataclasses.asdict(model.config),
             "tokenizer": dataset.tokenizer and dataset.tokenizer.to_dict(),
             "data": dataset.describe(),
         }
         with Report(config, model, world, resumed) as report:
             evaluate = with_a_sample(evaluate, model, dataset, config, world, report)
-            progress = train(model, config, batch_at, evaluate, world, report, about, resumed)
+            progress = train(model, config, batch_at, evaluate, world, report, metadata, resumed)
         print(farewell(progress, config))
 
 

@@ -16,7 +16,6 @@ qk_norm = True
 mlp = "relu2"
 tie_weights = False
 init = "zero"
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 
 # Two tokens for each weight of the blocks; ten times as many are better, and take as much longer.
 _weights = 12 * n_layer * n_embd**2

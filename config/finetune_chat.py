@@ -6,7 +6,6 @@ dataset = "stories/tasks/chat"
 init_from = "out/stories"
 out_dir = "out/chat"
 
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
 epochs = 2.4
 redraw = "attention"  # answers are copied: what to look at is learned anew (docs/speed.md)

@@ -10,7 +10,6 @@ dataset = "python/tasks/docstring"
 init_from = "out/python"
 out_dir = "out/docstring"
 
-fused_attention = False  # written out, attention over 128 positions is faster on a CPU
 block_size = 128  # a function's beginning comes once more at the end, which is what is kept
 batch_size = 16
 epochs = 3

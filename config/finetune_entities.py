@@ -6,7 +6,6 @@ dataset = "stories/tasks/entities"
 init_from = "out/stories"
 out_dir = "out/entities"
 
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
 epochs = 1
 

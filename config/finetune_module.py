@@ -7,7 +7,6 @@ dataset = "python/tasks/module"
 init_from = "out/python"
 out_dir = "out/module"
 
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 16
 epochs = 2.256
 

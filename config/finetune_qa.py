@@ -6,7 +6,6 @@ dataset = "stories/tasks/qa"
 init_from = "out/stories"
 out_dir = "out/qa"
 
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 64
 epochs = 2.24
 redraw = "attention"  # answers are copied: what to look at is learned anew (docs/speed.md)

@@ -6,7 +6,6 @@ dataset = "stories/tasks/title"
 init_from = "out/stories"
 out_dir = "out/title"
 
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 48
 epochs = 14  # names are copied, and that is learned last
 

@@ -6,7 +6,6 @@ dataset = "stories/tasks/translation"
 init_from = "out/stories"
 out_dir = "out/translation"
 
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 batch_size = 48
 epochs = 3.6
 redraw = "attention"  # answers are copied: what to look at is learned anew (docs/speed.md)

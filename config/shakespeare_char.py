@@ -17,7 +17,6 @@ qk_norm = True
 mlp = "relu2"
 tie_weights = False
 init = "zero"
-fused_attention = False  # written out, attention over 64 positions is faster on a CPU
 
 batch_size = 16
 gradient_accumulation_steps = 1  # 16 × 64 = 1,024 tokens a step

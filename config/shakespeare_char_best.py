@@ -14,7 +14,6 @@ qk_norm = True
 mlp = "relu2"
 tie_weights = False
 init = "zero"
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 
 # A million characters are read more than four times: something must keep it from learning them by
 # heart. All sequences of a batch share their zeros, since a CPU is slow to draw them.

@@ -16,7 +16,6 @@ qk_norm = True
 mlp = "relu2"
 tie_weights = False
 init = "zero"
-fused_attention = False  # written out, attention over 256 positions is faster on a CPU
 
 batch_size = 12
 gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens a step

@@ -50,7 +50,7 @@ def load_teacher(config, start, world):
             f"teacher={config.teacher} knows the labels {', '.join(known) or '(none)'}, these "
             f"examples have {', '.join(needed) or '(none)'}: fine-tune it on them first"
         )
-    ours, same_end = start.about["tokenizer"], {"eot": 0}  # a chat's texts end with its turns
+    ours, same_end = start.metadata["tokenizer"], {"eot": 0}  # a chat's texts end with its turns
     if theirs and not same_tokens(theirs.to_dict() | same_end, ours | same_end):
         raise SystemExit(f"teacher={config.teacher} knows other tokens than {config.init_from}")
     if teacher.config.block_size < config.block_size:

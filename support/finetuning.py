@@ -33,7 +33,7 @@ class Start(NamedTuple):
     task: Task
     lines: dict | None  # {"train": […], "val": […], "test": […]}: the examples
     dataset: Dataset | None  # or a folder of tokens
-    about: dict  # what a checkpoint says besides
+    metadata: dict  # what a checkpoint says besides
 
 
 def begin(config, resumed):
@@ -48,14 +48,14 @@ def begin_anew(config):
     lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
     task = open_task(config, lines, tokenizer, documents)
     config, model = model_for_task(config, base, task, tokenizer)
-    about = {
+    metadata = {
         "model_config": dataclasses.asdict(model.config),
         "tokenizer": tokenizer.to_dict(),
         "data": data,
         "task": describe_answers(config, task, lines),
         "method": describe_method(config, base),
     }
-    return config, Start(model, task, lines, dataset, about)
+    return config, Start(model, task, lines, dataset, metadata)
 
 
 def go_on(config, resumed):
@@ -65,9 +65,9 @@ def go_on(config, resumed):
     lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
     task = open_task(config, lines, tokenizer, documents)
     check_resumed(resumed, task, data)
-    about = {name: resumed[name] for name in KEPT}
+    metadata = {name: resumed[name] for name in KEPT}
     weights = averaged(resumed) if config.eval_only else resumed["model"]
-    return config, Start(model_in(resumed | {"model": weights}), task, lines, dataset, about)
+    return config, Start(model_in(resumed | {"model": weights}), task, lines, dataset, metadata)
 
 
 def examples_or_tokens(config, tokenizer, documents):

@@ -81,7 +81,7 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 REPETITIONS = 5
 
 
-def orthogonalized(matrices):
+def newton_schulz(matrices):
     """The nearest matrices with orthonormal rows, about: (N, rows, columns ≥ rows).
 
     A polynomial of odd powers of a matrix acts on its singular values alone: no decomposition is
@@ -135,7 +135,7 @@ class Muon(Optimizer):
         memories = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(memories, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, memories, momentum)  # Nesterov's look ahead
-        steps = orthogonalized(torch.stack([wide(matrix) for matrix in ahead]))
+        steps = newton_schulz(torch.stack([wide(matrix) for matrix in ahead]))
         torch._foreach_mul_(params, 1 - lr * weight_decay)
         for p, step in zip(params, steps, strict=True):
             rows, columns = p.shape

@@ -197,10 +197,10 @@ def compiled(model, setting, world, example):
     """
     if setting is False or (setting == "auto" and world.device.type != "cuda"):
         return model
-    faster, reason = torch.compile(model), ""
+    compiled_model, reason = torch.compile(model), ""
     try:
         with world.precision():
-            _, loss = faster(**world.place(example))
+            _, loss = compiled_model(**world.place(example))
         loss.backward()
         if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
             reason = "gradients that are not finite"
@@ -213,4 +213,4 @@ def compiled(model, setting, world, example):
     if reason:
         print(f"compile: not possible here ({reason}); going on without it")
         return model
-    return faster
+    return compiled_model

@@ -23,7 +23,7 @@ SMALLEST_STEP = 6.1e-5  # what FBGEMM rounds activations to at the finest
 NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", False)
 
 
-def lightened(model, config, rows_at_once, world):
+def for_inference(model, config, rows_at_once, world):
     """The model in the precision asked for, or in the fastest one for this many rows at once."""
     on_cpu, dtype = world.device.type == "cpu", world.dtype
     if config.dtype == "auto" and on_cpu:
@@ -40,11 +40,11 @@ def lightened(model, config, rows_at_once, world):
 def cache_dtype(model):
     """What keys and values are kept in: 16 bits beside lighter weights, where these are fast."""
     weight = model.token_embedding.weight
-    is_light = any(isinstance(module, LightLinear) for module in model.modules())
+    is_light = any(isinstance(module, LowPrecisionLinear) for module in model.modules())
     return pick_dtype("auto", weight.device) if is_light else weight.dtype
 
 
-class LightLinear(nn.Module):
+class LowPrecisionLinear(nn.Module):
     """What both have: a bias, and weights `packed` for a kernel where the processor has one."""
 
     def __init__(self, linear, packed):
@@ -57,7 +57,7 @@ class LightLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class HalfLinear(LightLinear):
+class HalfLinear(LowPrecisionLinear):
     """A linear layer with float16 weights for activations of any precision, on a CPU.
 
     Its product with a single row takes half the time of bfloat16's, and loses less: float16 has
@@ -82,7 +82,7 @@ class HalfLinear(LightLinear):
         return F.linear(x.to(dtype), self.weight.to(dtype)).type_as(x)
 
 
-class Int8Linear(LightLinear):
+class Int8Linear(LowPrecisionLinear):
     """A linear layer whose weights are whole numbers within ±127, times a scale for each output.
 
     On Intel's and AMD's processors each row of activations becomes whole numbers too, and is

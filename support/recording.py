@@ -60,7 +60,7 @@ class RecordedStep:
 
 
 class CudaGraph(RecordedStep):
-    """On a GPU: one launch for all. Shapes stay as they are: the cache hands out all its room."""
+    """On a GPU: one launch for all. Shapes stay as they are: the cache hands out all positions."""
 
     def record(self):
         """Run the step a few times, so that all that is made once is there; then record it."""

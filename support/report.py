@@ -140,15 +140,6 @@ class Report:
         self.track({k: v for k, v in finite.items() if v is not None}, numbers["step"])
 
 
-def is_over(progress, config):
-    """Whether a run has come to its end, rather than been stopped."""
-    return (
-        progress.step >= config.max_iters
-        or 0 < config.patience <= progress.without_gain
-        or 0 < config.max_minutes <= progress.minutes
-    )
-
-
 def farewell(progress, config, start="…"):
     """Why the run ended, and what to type next; `start` is what a task is asked."""
     place = f"--out_dir={config.out_dir}"
@@ -160,7 +151,7 @@ def farewell(progress, config, start="…"):
         why = f"it has made {progress.step:,} steps; for more: {resume} --max_iters=MORE"
     elif progress.step == config.max_iters:
         why = f"all {config.max_iters:,} steps are made; for more: {resume} --max_iters=MORE"
-    elif not is_over(progress, config):
+    elif not progress.is_over(config):
         return f"stopped at step {progress.step:,}; to go on: {resume}"
     elif 0 < config.patience <= progress.without_gain:
         why = f"no better {config.best_metric} in {config.patience} evaluations"

@@ -22,6 +22,7 @@ import torch
 
 from model import IGNORED
 from sample import generate, next_token_distribution
+from support.baselines import baseline_answers, baseline_labels, baseline_tags
 from support.chat import (
     conversation,
     conversation_to,
@@ -29,7 +30,6 @@ from support.chat import (
     opening,
     without_thoughts,
 )
-from support.guesses import guessed_answers, guessed_classes, guessed_tags
 from support.labelling import LABEL, pieces
 from support.metrics import (
     class_numbers,
@@ -158,7 +158,7 @@ class Completion(Task):
             [dict(zip(("prompt", "completion"), self.pair(line))) for line in some]
             for some in (train, lines)
         ]
-        return guessed_answers(*pairs)
+        return baseline_answers(*pairs)
 
 
 class Chat(Completion):
@@ -218,7 +218,7 @@ class Labelled:
         return class_numbers([line["label"] for line in lines], answers, self.classes)
 
     def guesses(self, train, lines):
-        return guessed_classes(train, lines)
+        return baseline_labels(train, lines)
 
     def report(self, lines, answers, out_dir):
         gold = [line["label"] for line in lines]
@@ -311,7 +311,7 @@ class Tagging(Task):
         return entity_numbers([line["tags"] for line in lines], answers)
 
     def guesses(self, train, lines):
-        return guessed_tags(train, lines)
+        return baseline_tags(train, lines)
 
     def report(self, lines, answers, out_dir):
         return entity_report([line["tags"] for line in lines], answers)

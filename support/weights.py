@@ -12,7 +12,9 @@ import torch
 from model import Transformer
 
 # Of a model's shape, what does not change what its weights mean.
-CHANGEABLE = "dropout attention_dropout shared_dropout label_smoothing fused_attention".split()
+CHANGEABLE = (
+    "dropout attention_dropout shared_dropout label_smoothing fused_attention fused_loss".split()
+)
 # Our module -> theirs. `blocks` stands before the number of a block, the others before or after it.
 GPT2 = {
     "token_embedding": "transformer.wte",

@@ -15,11 +15,12 @@ from model import (
     NGramEmbedding,
     SharedDropout,
     Transformer,
+    apply_rotary,
     attention_mask,
     causal_attention,
     fused_causal_attention,
+    fused_next_token_loss,
     next_token_loss,
-    rotate,
     stretched,
 )
 from support.weights import assembled
@@ -256,7 +257,7 @@ def test_rotary_scores_depend_only_on_distance():
     cos, sin = angles.cos(), angles.sin()
 
     def score(i, j):
-        return (rotate(q, cos[[i]], sin[[i]]) * rotate(k, cos[[j]], sin[[j]])).sum()
+        return (apply_rotary(q, cos[[i]], sin[[i]]) * apply_rotary(k, cos[[j]], sin[[j]])).sum()
 
     torch.testing.assert_close(score(9, 4), score(60, 55), rtol=1e-4, atol=1e-5)
     assert not torch.isclose(score(9, 4), score(9, 5))
@@ -295,7 +296,7 @@ def test_every_weight_gets_a_gradient(variant):
 
 
 def plain_loss(hidden, weight, targets, softcap, smoothing):
-    """What `next_token_loss` computes, all logits at once and the gradients left to PyTorch."""
+    """What both losses compute, all logits at once and the gradients left to PyTorch."""
     logits = hidden @ weight.t()
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
@@ -320,20 +321,43 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(
     monkeypatch.setattr(model_module, "rows_per_piece", lambda *_: rows)
     if all_rows:
         monkeypatch.setattr(model_module, "rows_to_score", lambda t: torch.arange(len(t)))
-    loss = next_token_loss(hidden, weight, targets, softcap, smoothing)
+    loss = fused_next_token_loss(hidden, weight, targets, softcap, smoothing)
     torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(next_token_loss(hidden, weight, targets, softcap, smoothing), plain)
     expected = torch.autograd.grad(3 * plain, (hidden, weight))
     for mine, theirs in zip(torch.autograd.grad(3 * loss, (hidden, weight)), expected):
         torch.testing.assert_close(mine, theirs)
 
 
+def test_a_model_learns_the_same_with_either_loss():
+    tokens, gradients = some_tokens(), []
+    for fused in (True, False):
+        model = scrambled(make("gpt2", fused_loss=fused, label_smoothing=0.1))
+        model(tokens[:, :-1], tokens[:, 1:])[1].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("block_size", "kernel"), [(256, False), (257, True)])
+def test_short_contexts_on_a_cpu_are_attended_to_by_the_formula(monkeypatch, block_size, kernel):
+    used = []
+    for name in ("causal_attention", "fused_causal_attention"):
+        plain = getattr(model_module, name)
+        monkeypatch.setattr(
+            model_module, name, lambda *a, n=name, f=plain, **k: used.append(n) or f(*a, **k)
+        )
+    make("gpt2", block_size=block_size)(some_tokens())
+    assert set(used) == {"fused_causal_attention" if kernel else "causal_attention"}
+
+
 def test_the_loss_makes_only_the_gradients_that_are_asked_for():
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(1, 5, 8), torch.randn(9, 8), torch.randint(9, (1, 5))
-    assert not next_token_loss(hidden, weight, targets).requires_grad
+    assert not fused_next_token_loss(hidden, weight, targets).requires_grad
     for wanted in (hidden, weight):
         wanted.requires_grad_()
-        (mine,) = torch.autograd.grad(next_token_loss(hidden, weight, targets), wanted)
+        (mine,) = torch.autograd.grad(fused_next_token_loss(hidden, weight, targets), wanted)
         (theirs,) = torch.autograd.grad(plain_loss(hidden, weight, targets, 0, 0), wanted)
         torch.testing.assert_close(mine, theirs)
         wanted.requires_grad_(False)
@@ -344,9 +368,9 @@ def test_the_loss_in_bfloat16_is_nearly_that_in_float32():
     hidden = torch.randn(2, 7, 64, requires_grad=True)
     weight = torch.randn(50, 64, requires_grad=True)
     targets = torch.randint(50, (2, 7))
-    exact = next_token_loss(hidden, weight, targets)
+    exact = fused_next_token_loss(hidden, weight, targets)
     with torch.autocast("cpu", torch.bfloat16):
-        narrow = next_token_loss(hidden, weight, targets)
+        narrow = fused_next_token_loss(hidden, weight, targets)
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0)
     expected = torch.autograd.grad(exact, (hidden, weight))

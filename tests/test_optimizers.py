@@ -9,7 +9,7 @@ import torch
 
 import support.optimizers
 from support.checkpoint import optimizer_state, restore_optimizer_state
-from support.optimizers import AdamW, Muon, orthogonalized
+from support.optimizers import AdamW, Muon, newton_schulz
 
 SHAPES = [(16, 16), (16, 16), (64, 16), (16, 64), (8, 16), (16, 64)]
 
@@ -76,7 +76,7 @@ def test_a_step_of_muon_is_made_in_the_precision_that_the_machine_multiplies_fas
         return torch.float64
 
     monkeypatch.setattr(support.optimizers, "pick_dtype", pick)
-    assert orthogonalized(torch.randn(2, 4, 8)).dtype == torch.float64
+    assert newton_schulz(torch.randn(2, 4, 8)).dtype == torch.float64
     assert asked == [("auto", "cpu")]
 
 
@@ -98,7 +98,7 @@ def test_training_starts_without_pytorchs_compiler():
 
 def test_the_rows_of_a_step_are_about_orthonormal():
     matrices = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
-    products = orthogonalized(matrices).float()
+    products = newton_schulz(matrices).float()
     singular = torch.linalg.svdvals(products)
     assert singular.min() > 0.6
     assert singular.max() < 1.3

@@ -23,9 +23,9 @@ from sample import (
     draw,
     first_tokens,
     generate,
-    generate_with_guesses,
-    looked_up,
+    generate_speculatively,
     next_token_distribution,
+    prompt_lookup,
 )
 from support import quantize
 from support.config import load_config
@@ -222,7 +222,7 @@ def counted(monkeypatch):
     return widths
 
 
-@pytest.mark.parametrize("make", [generate, partial(generate_with_guesses, n_guesses=3)])
+@pytest.mark.parametrize("make", [generate, partial(generate_speculatively, n_draft=3)])
 @pytest.mark.parametrize("position", ["rope", "learned"])
 def test_what_two_prompts_have_in_common_is_read_once(position, make, counted):
     model = make_model(position=position, block_size=64)
@@ -428,30 +428,28 @@ def test_a_gpu_writes_the_same_from_a_graph():
 # --------------------------------------------------------------------------- guessing ahead
 
 
-def guessed(model, prompts, n, distribution=GREEDY, seed=0, n_guesses=4):
+def guessed(model, prompts, n, distribution=GREEDY, seed=0, n_draft=4):
     generator = torch.Generator().manual_seed(seed)
-    steps = generate_with_guesses(
-        model, prompts, n, distribution, 50, generator, n_guesses=n_guesses
-    )
+    steps = generate_speculatively(model, prompts, n, distribution, 50, generator, n_draft=n_draft)
     return [list(row) for row in zip(*steps)]
 
 
 def test_a_guess_is_what_followed_the_same_tokens_the_last_time():
-    assert looked_up([7, 1, 2, 3, 4, 5, 9, 1, 2, 3], 2) == [4, 5]
-    assert looked_up([2, 8, 6, 2, 9, 6, 5, 2], 3) == [9, 6, 5]  # the latest of two
-    assert looked_up([1, 2, 3], 4) == []
-    assert looked_up([1], 4) == []
-    assert looked_up([1, 2, 1], 0) == []
+    assert prompt_lookup([7, 1, 2, 3, 4, 5, 9, 1, 2, 3], 2) == [4, 5]
+    assert prompt_lookup([2, 8, 6, 2, 9, 6, 5, 2], 3) == [9, 6, 5]  # the latest of two
+    assert prompt_lookup([1, 2, 3], 4) == []
+    assert prompt_lookup([1], 4) == []
+    assert prompt_lookup([1, 2, 1], 0) == []
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
-@pytest.mark.parametrize("n_guesses", [1, 3, 6])
+@pytest.mark.parametrize("n_draft", [1, 3, 6])
 @pytest.mark.parametrize("n", [1, 20, 31, 32, 80])
-def test_greedy_text_with_guesses_is_the_text_without(position, n_guesses, n):
+def test_greedy_text_with_guesses_is_the_text_without(position, n_draft, n):
     model = make_model(position=position)
     for prompts in ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8, 9, 1, 2]], [[1] * 40, [2], [3, 4]]):
         expected = continuation(model, prompts, n)
-        assert guessed(model, prompts, n, n_guesses=n_guesses) == expected
+        assert guessed(model, prompts, n, n_draft=n_draft) == expected
 
 
 @pytest.mark.parametrize("Light", [HalfLinear, Int8Linear])
@@ -462,15 +460,15 @@ def test_greedy_text_with_guesses_is_the_text_without_for_lighter_weights_too(Li
         assert guessed(model, prompts, 50) == continuation(model, prompts, 50)
 
 
-@pytest.mark.parametrize(("n_guesses", "n"), [(1, 20), (3, 80)])
-def test_passes_with_guesses_can_be_recorded(n_guesses, n, recorded):
+@pytest.mark.parametrize(("n_draft", "n"), [(1, 20), (3, 80)])
+def test_passes_with_guesses_can_be_recorded(n_draft, n, recorded):
     model = make_model(block_size=64)
     write, steps = recorded
     batches = [[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8, 9, 1, 2]], [[1] * 40, [2], [3, 4]]
-    make = partial(generate_with_guesses, n_guesses=n_guesses)
+    make = partial(generate_speculatively, n_draft=n_draft)
     for prompts in batches:
         assert write(model, prompts, n, make) == continuation(model, prompts, n)
-    assert {step.tokens.size(1) for step in steps} == {1, 1 + n_guesses}
+    assert {step.tokens.size(1) for step in steps} == {1, 1 + n_draft}
 
 
 def test_right_guesses_save_passes(monkeypatch):
@@ -711,7 +709,9 @@ def test_a_conversation_goes_on_after_a_character_that_is_not_known(monkeypatch,
 
 def test_a_conversation_is_one_text_at_a_time_for_its_weights(trained, monkeypatch):
     asked = []
-    monkeypatch.setattr(sample, "lightened", lambda model, _, rows, __: asked.append(rows) or model)
+    monkeypatch.setattr(
+        sample, "for_inference", lambda model, _, rows, __: asked.append(rows) or model
+    )
     with open_world("cpu") as world:
         for chat in (True, False):
             sample.load_for_sampling(SampleConfig(out_dir="out/tiny", chat=chat), world)
@@ -743,7 +743,7 @@ def test_on_a_cpu_a_large_model_is_read_in_16_bits_as_suits_the_number_of_rows(m
     config = SampleConfig(device="cpu")
     with open_world("cpu", "auto", to_train=False) as world:
         for rows, dtype in ((1, torch.float16), (3, world.dtype)):
-            model = quantize.lightened(make_model(), config, rows, world)
+            model = quantize.for_inference(make_model(), config, rows, world)
             assert precision_of(model.blocks[0].mlp.up) == dtype
 
 

@@ -318,7 +318,7 @@ def test_accumulation_equals_a_larger_batch(train_tiny):
 def gradient_of(batches, shares):
     """The gradient of the one-number model for a step of these micro-batches."""
     model, scaler = Scale(), torch.amp.GradScaler("cpu", enabled=False)
-    train_module.backward(model, batches, shares, ALONE, scaler, key=[0, 0])
+    train_module.accumulate_gradients(model, batches, shares, ALONE, scaler, key=[0, 0])
     return model.scale.grad.item()
 
 
@@ -347,9 +347,9 @@ def test_the_shares_of_unequal_micro_batches_follow_from_their_targets(tmp_path)
     values = [torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[10.0, 20.0, 30.0, 40.0]])]
     batches = [{"inputs": v, "targets": t} for v, t in zip(values, targets)]
     config = TrainConfig(out_dir=str(tmp_path), max_iters=1, grad_clip=0.0)
-    about, report = {"model_config": {}, "tokenizer": None, "data": {}}, Report0()
+    metadata, report = {"model_config": {}, "tokenizer": None, "data": {}}, Report0()
     evaluate = lambda model: {"val_loss": 1.0}  # noqa: E731
-    train(Scale(), config, lambda step: batches, evaluate, ALONE, report, about)
+    train(Scale(), config, lambda step: batches, evaluate, ALONE, report, metadata)
     assert report.norms == [pytest.approx((1 + 2 + 3 + 4 + 10) / 5)]
 
 
@@ -492,9 +492,9 @@ def train_scale(inputs_at, tmp_path, **settings):
         return [{"inputs": inputs_at(step), "targets": torch.ones(1, 1, dtype=torch.long)}]
 
     model, report = Scale(), Report0()
-    about = {"model_config": {}, "tokenizer": None, "data": {}}
+    metadata = {"model_config": {}, "tokenizer": None, "data": {}}
     evaluate = lambda model: {"val_loss": 1.0}  # noqa: E731
-    return model, report, train(model, config, batch_at, evaluate, ALONE, report, about)
+    return model, report, train(model, config, batch_at, evaluate, ALONE, report, metadata)
 
 
 def test_a_step_without_finite_gradients_is_skipped(tmp_path):
@@ -524,7 +524,7 @@ def test_a_lack_of_memory_is_answered_with_settings_to_try(train_tiny, monkeypat
     def lacking(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train_module, "backward", lacking)
+    monkeypatch.setattr(train_module, "accumulate_gradients", lacking)
     with pytest.raises(SystemExit) as stop:
         train_tiny()
     assert str(stop.value) == (

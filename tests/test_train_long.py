@@ -39,7 +39,6 @@ from tests.test_train import (
 from train import (
     TrainConfig,
     evaluation,
-    groups_of,
     make_optimizers,
     schedule_factor,
     training_batches,
@@ -78,8 +77,10 @@ def sit(folder, resume=False, world=ALONE, inputs=lambda step: 1.0, looks=None, 
     def evaluate(model):
         return {"val_loss": next(looks)}
 
-    about = {"model_config": {}, "tokenizer": None, "data": {}}
-    progress = train_module.train(model, config, batch_at, evaluate, world, report, about, resumed)
+    metadata = {"model_config": {}, "tokenizer": None, "data": {}}
+    progress = train_module.train(
+        model, config, batch_at, evaluate, world, report, metadata, resumed
+    )
     return report, progress
 
 
@@ -114,7 +115,7 @@ def gradients_and_update(scaler, **settings):
     """(model, optimizers, norm) after one update of a small model with Muon and AdamW."""
     model, config = small(), TrainConfig(optimizer="muon", **settings)
     optimizers = make_optimizers(model, config)
-    train_module.backward(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
+    train_module.accumulate_gradients(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
     return model, optimizers, train_module.update(model, optimizers, config, scaler)
 
 
@@ -133,7 +134,7 @@ def test_one_infinite_gradient_skips_the_update_of_all_weights_and_halves_the_sc
     model, config = small(), TrainConfig(optimizer="muon")
     optimizers, scaler = make_optimizers(model, config), torch.amp.GradScaler("cpu")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    train_module.backward(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
+    train_module.accumulate_gradients(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
     model.blocks[0].mlp.up.weight.grad[0, 0] = torch.inf  # in Muon's part alone
     norm = train_module.update(model, optimizers, config, scaler)
     assert not np.isfinite(norm)
@@ -196,7 +197,7 @@ def test_patience_and_the_best_value_survive_resuming(tmp_path):
 @pytest.mark.parametrize("grad_clip", [0.0, 0.1])
 def test_a_gradient_is_shortened_to_grad_clip_and_keeps_its_direction(grad_clip):
     model, scaler = small(), torch.amp.GradScaler("cpu", enabled=False)
-    train_module.backward(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
+    train_module.accumulate_gradients(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
     before = [parameter.detach().clone() for parameter in model.parameters()]
     gradient = [parameter.grad.clone() for parameter in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)  # which goes as far as the gradient is long
@@ -224,7 +225,7 @@ def test_the_rates_of_adamw_and_muon_follow_the_schedule_in_every_sitting(train_
 
     def watched(model, optimizers, *rest):
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
-        assert len(groups_of(optimizers)) == 3
+        assert sum(len(optimizer.param_groups) for optimizer in optimizers) == 3
         return update(model, optimizers, *rest)
 
     monkeypatch.setattr(train_module, "update", watched)

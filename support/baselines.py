@@ -17,7 +17,7 @@ PROMPTS_AT_ONCE = 256  # compared with all of those: 10 MB of similarities
 TAIL = 12  # words at the end of a prompt, where the question stands
 
 
-def commonest(things):
+def most_common(things):
     """The one that is there most often; of several the first."""
     return Counter(things).most_common(1)[0][0]
 
@@ -32,7 +32,7 @@ def ending(text):
     return words(text)[-TAIL:] or [""]
 
 
-def guessed_classes(train, test):
+def baseline_labels(train, test):
     """Labels for test by two simple ways: {name of the way: list of str}.
 
     train, test: lists of {"text", "label"}; the labels of test are not looked at.
@@ -41,7 +41,7 @@ def guessed_classes(train, test):
     from sklearn.linear_model import LogisticRegression
 
     labels = [example["label"] for example in train]
-    by_count = by_words = [commonest(labels)] * len(test)
+    by_count = by_words = [most_common(labels)] * len(test)
     if len(set(labels)) > 1 and test:
         counter = CountVectorizer(analyzer=bag)
         seen = counter.fit_transform([example["text"] for example in train])
@@ -50,10 +50,10 @@ def guessed_classes(train, test):
             classifier = LogisticRegression(max_iter=10_000).fit(seen, labels)
         unseen = counter.transform([example["text"] for example in test])
         by_words = classifier.predict(unseen).tolist()
-    return {"the commonest label": by_count, "bag of words": by_words}
+    return {"most common label": by_count, "bag of words": by_words}
 
 
-def guessed_answers(train, test):
+def baseline_answers(train, test):
     """Answers for test by three simple ways: {name of the way: list of str}.
 
     train, test: lists of {"prompt", "completion"}; the completions of test are not looked at. Of
@@ -63,7 +63,7 @@ def guessed_answers(train, test):
     prompts = [example["prompt"] for example in test]
     nearest = most_similar([example["prompt"] for example in some], prompts)
     return {
-        "the commonest answer": [commonest(example["completion"] for example in train)] * len(test),
+        "most common answer": [most_common(example["completion"] for example in train)] * len(test),
         "a copy of the prompt": prompts,
         "the answer of the most similar prompt": [some[n]["completion"] for n in nearest],
     }
@@ -85,13 +85,13 @@ def most_similar(known, texts):
     return places
 
 
-def guessed_tags(train, test):
+def baseline_tags(train, test):
     """Tags for test by three simple ways: {name of the way: list of sequences of tags}.
 
     train, test: lists of {"tokens", "tags"}; the tags of test are not looked at. A token that was
-    not seen between such neighbours gets its commonest tag, and one never seen gets O.
+    not seen between such neighbours gets its most common tag, and one never seen gets O.
     """
-    alone, between = commonest_tags(train, 0), commonest_tags(train, 1)
+    alone, between = most_common_tags(train, 0), most_common_tags(train, 1)
     by_token, by_neighbours = [], []
     for example in test:
         tags = [alone.get(seen, "O") for seen in windows(example["tokens"], 0)]
@@ -100,19 +100,21 @@ def guessed_tags(train, test):
         by_neighbours.append([between.get(seen, tag) for seen, tag in zip(seen_between, tags)])
     return {
         "no entity": [["O"] * len(tags) for tags in by_token],
-        "each token's commonest tag": by_token,
-        "the commonest tag between the same neighbours": by_neighbours,
+        "each token's most common tag": by_token,
+        "most common tag between the same neighbours": by_neighbours,
     }
 
 
-def commonest_tags(examples, reach):
+def most_common_tags(examples, reach):
     """{a token with its neighbours up to so far: the tag it has most often}."""
     counts = Counter(
         pair
         for example in examples
         for pair in zip(windows(example["tokens"], reach), example["tags"])
     )
-    return {seen: tag for (seen, tag), _ in reversed(counts.most_common())}  # the commonest is last
+    return {
+        seen: tag for (seen, tag), _ in reversed(counts.most_common())
+    }  # the most common is last
 
 
 def windows(tokens, reach):
