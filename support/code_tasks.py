@@ -1,13 +1,15 @@
 """Examples to fine-tune on from Python files: what a function does, and where it belongs.
 
 docstring    {"prompt": a function without its docstring, and its beginning once more, "completion"}
-module       {"text": a function, "label": the module or package that it is from}
+module       {"text": a function, "label": the top-level package that it is from}
+
+Both are split by file, as the text that a model is trained on before (support/corpora.py).
 """
 
 import ast
 import re
 import warnings
-from collections import Counter
+from collections import defaultdict
 from hashlib import blake2b
 from textwrap import dedent
 from typing import NamedTuple
@@ -15,9 +17,9 @@ from typing import NamedTuple
 MOST_CHARACTERS = 3000  # of a function that is asked about
 MOST_TO_PLACE = 600  # of one whose module is asked for: all of it fits a small context
 MOST_IN_SENTENCE = 100
-MODULES = 12  # the label of `module`: those with most functions
-MOST_OF_MODULE = 300
-SPLITS = {"train": 85, "val": 5, "test": 10}  # percent
+PACKAGES = 10  # the labels of `module`: those with most functions
+MOST_OF_PACKAGE = {"train": 250, "val": 40, "test": 80}  # functions
+SPLITS = {"train": 85, "val": 5, "test": 10}  # percent of the files
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 
@@ -106,21 +108,26 @@ def first_sentence(docstring):
 
 
 def modules(functions):
-    """{split: examples}: functions and the top-level module or package of each."""
-    labels = [function.file.split("/")[0].removesuffix(".py") for function in functions]
-    largest = {label for label, _ in Counter(labels).most_common(MODULES)}
-    splits, made = {split: [] for split in SPLITS}, Counter()
-    for function, label in zip(functions, labels):
-        made[label] += 1
-        if label in largest and made[label] <= MOST_OF_MODULE:
-            example = {"text": function.source, "label": label}
-            splits[split_of(function.source)].append(example)
-    return splits
+    """{split: examples}: functions and the top-level package of each, split by file.
+
+    A package qualifies if some of its files are for training and others for the test.
+    """
+    packages = defaultdict(lambda: {split: [] for split in SPLITS})
+    for function in functions:
+        label = function.file.split("/")[0].removesuffix(".py")
+        example = {"text": function.source, "label": label}
+        packages[label][split_of(function.file)].append(example)
+    qualified = [package for package in packages.values() if package["train"] and package["test"]]
+    qualified.sort(key=lambda package: -sum(map(len, package.values())))
+    return {
+        split: [one for package in qualified[:PACKAGES] for one in package[split][:most]]
+        for split, most in MOST_OF_PACKAGE.items()
+    }
 
 
-def split_of(text):
-    """The split that a file or function belongs to, by the hash of what it is called or says."""
-    number = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % 100
+def split_of(name):
+    """The split that a file belongs to, by the hash of its name."""
+    number = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") % 100
     for split, percent in SPLITS.items():
         if number < percent:
             return split

@@ -3,7 +3,14 @@
 import json
 from collections import Counter
 
-from support.code_tasks import MOST_CHARACTERS, MOST_TO_PLACE, code_tasks, first_sentence, split_of
+from support.code_tasks import (
+    MOST_CHARACTERS,
+    MOST_TO_PLACE,
+    code_tasks,
+    first_sentence,
+    functions_in,
+    split_of,
+)
 
 FILE = '''
 """A module."""
@@ -57,11 +64,20 @@ def test_docstrings_are_taken_out_of_their_functions(tmp_path):
     ]
 
 
-def test_functions_are_labelled_by_their_top_level_module(tmp_path):
-    files = write(tmp_path, {"a.py": FILE, "p/b.py": "def f():\n    return 5\n"})
-    made = all_examples(code_tasks(files, tmp_path)["module"])
-    assert {"text": "def f():\n    return 5", "label": "p"} in made
-    assert Counter(example["label"] for example in made) == {"a": 5, "p": 1}
+def test_functions_are_labelled_by_their_package_and_split_by_file(tmp_path):
+    texts = {f"{p}/m{i}.py": f"def {p}{i}():\n    return 5\n" for p in "abc" for i in range(50)}
+    alone = {"d.py": FILE, "e/one.py": "def e():\n    return 5\n"}  # cannot be split by file
+    made = code_tasks(write(tmp_path, texts | alone), tmp_path)["module"]
+    assert {"text": "def c0():\n    return 5", "label": "c"} in all_examples(made)
+    assert Counter(example["label"] for example in all_examples(made)) == {p: 50 for p in "abc"}
+    for split, examples in made.items():
+        assert examples
+        for example in examples:
+            package, number = (
+                example["label"],
+                example["text"].removeprefix("def ")[1:].split("(")[0],
+            )
+            assert split_of(f"{package}/m{number}.py") == split
 
 
 def test_files_that_do_not_parse_are_passed_over_and_old_escapes_are_not(tmp_path):
@@ -75,8 +91,9 @@ def test_files_that_do_not_parse_are_passed_over_and_old_escapes_are_not(tmp_pat
         },
     )
     (tmp_path / "e.py").write_bytes(b"x = '\xff'\n")
-    made = code_tasks([*files, tmp_path / "e.py"], tmp_path)
-    assert {example["label"] for example in all_examples(made["module"])} == {"c", "d"}
+    files.append(tmp_path / "e.py")
+    assert [file.name for file in files if functions_in(file, file.name)] == ["c.py", "d.py"]
+    made = code_tasks(files, tmp_path)
     prompt = all_examples(made["docstring"])[0]["prompt"]
     assert prompt == 'def g():\n    return 1\n\ndef g():\n    """'
 
@@ -84,16 +101,18 @@ def test_files_that_do_not_parse_are_passed_over_and_old_escapes_are_not(tmp_pat
 def test_long_functions_are_left_out(tmp_path):
     for name, length in (("a", MOST_TO_PLACE), ("b", MOST_CHARACTERS)):
         body = f'    """Say {name}."""\n' + "    x = 1\n" * (length // 10)
-        write(tmp_path, {f"{name}.py": f"def f():\n{body}"})
+        write(tmp_path, {f"p/{name}{i}.py": f"def f{i}():\n{body}" for i in range(50)})
     made = code_tasks(sorted(tmp_path.rglob("*.py")), tmp_path)
     assert not all_examples(made["module"])
-    assert [example["completion"] for example in all_examples(made["docstring"])] == ["Say a."]
+    assert {example["completion"] for example in all_examples(made["docstring"])} == {"Say a."}
 
 
 def test_no_file_has_docstrings_in_two_splits_and_no_function_is_in_two(tmp_path):
     function = 'def f{0}():\n    """Return {0}."""\n    return {0}\n'
-    names = {f"m{i}.py": "".join(function.format(10 * i + j) for j in range(10)) for i in range(60)}
-    names["copy.py"] = names["m0.py"]
+    names = {
+        f"m/m{i}.py": "".join(function.format(10 * i + j) for j in range(10)) for i in range(60)
+    }
+    names["m/copy.py"] = names["m/m0.py"]
     made = code_tasks(write(tmp_path, names), tmp_path)
     places = {}
     for split, examples in made["docstring"].items():
