@@ -6,6 +6,7 @@ Letters in the shape comments:
 """
 
 import math
+import operator
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal, get_args, get_origin
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-IGNORED = -1  # a target from which nothing is to be learned
-MIXER = 2654435761  # 2³² / golden ratio: its multiples modulo a number lie far apart (Knuth)
+IGNORED = -1  # a target that does not count towards the loss
+MIXER = 2654435761  # 2³² / golden ratio, a multiplicative hash (Knuth)
 SHORT_CONTEXT = 256  # up to here a CPU is faster with attention's formula than with its kernel
 LOGITS_AT_ONCE = 2**21  # in a piece of the loss, or 512 rows if that is more: 8 MB of float32
 LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which prefers large products: half a gigabyte
@@ -35,23 +36,23 @@ class ModelConfig:
     mlp_size: int | None = None  # hidden channels of the MLP; None: 4 n_embd (swiglu: 8/3)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalises the input of each branch
     position: Literal["learned", "rope"] = "learned"  # how the model knows the order of tokens
-    ngrams: int = 1  # 3: pairs and triples of tokens have vectors of their own too; 1: they do not
+    ngrams: int = 1  # 3: embed pairs and triples of tokens too; 1: single tokens only
     ngram_rows: int = 32768  # of their hash table: n-grams that collide share a vector
     mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"  # OpenAI's GPT-2 has gelu_tanh
     bias: bool = False  # biases in linear layers and layer norms
-    qkv_bias: bool | None = None  # biases of query, key and value alone (Qwen 2); None: as bias
-    qk_norm: bool = False  # RMS-normalise queries and keys head by head
-    tie_weights: bool = True  # one matrix both embeds the tokens and scores them
+    qkv_bias: bool | None = None  # biases of query, key and value (Qwen 2); None: as bias
+    qk_norm: bool = False  # RMS-normalise queries and keys in each head
+    tie_weights: bool = True  # the embedding matrix is also the output head
     dropout: float = 0.0  # share of activations zeroed in training
     attention_dropout: float | None = None  # the same for attention weights; None: as dropout
-    shared_dropout: bool = False  # zero the same in all sequences of a batch: fewer random numbers
+    shared_dropout: bool = False  # one mask for all sequences of a batch: fewer random numbers
     label_smoothing: float = 0.0  # share of each target spread over the vocabulary in training
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     # Llama 3's stretched rotation: factor, low_freq_factor, high_freq_factor, original block_size
     rope_scaling: tuple[float, float, float, int] | None = None
     norm_eps: float = 1e-5  # keeps the norms from dividing by zero
-    n_labels: int = 0  # labels to score instead of the tokens (finetune.py); 0: the tokens
-    softcap: float = 0.0  # logits are bent smoothly to stay within ± this; 0: not at all
+    n_labels: int = 0  # classes to score instead of the vocabulary (finetune.py); 0: the vocabulary
+    softcap: float = 0.0  # squash logits smoothly into ± this; 0: off
     init: Literal["gpt2", "zero"] = "gpt2"  # zero: each block starts as the identity
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
     fused_attention: bool | Literal["auto"] = "auto"  # one kernel; False: the formula written out
@@ -62,10 +63,11 @@ class ModelConfig:
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
                 raise ValueError(f"{field.name}={value!r} must be one of {', '.join(choices)}")
-        sizes = "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_size", "mlp_size"
-        for name in (*sizes, "ngrams"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        sizes = "block_size n_layer n_head n_embd n_kv_head head_size mlp_size ngrams"
+        check_range(self, sizes, at_least=1)
+        check_range(self, "ngram_rows", at_least=2)  # one for no n-gram, and one at least for some
+        check_range(self, "dropout attention_dropout label_smoothing", at_least=0, below=1)
+        check_range(self, "n_labels softcap norm_eps", at_least=0)
         if self.head_size is None and self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
         if self.n_head % self.kv_heads:
@@ -74,16 +76,8 @@ class ModelConfig:
             )
         if self.position == "rope" and self.head_channels % 2:
             raise ValueError(f"position=rope needs an even head_size, not {self.head_channels}")
-        for name in ("dropout", "attention_dropout", "label_smoothing"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.n_labels and self.tie_weights:
             raise ValueError(f"n_labels={self.n_labels} needs a head of its own: tie_weights=False")
-        if self.ngram_rows < 2:  # one for what is not there, and one at least for what is
-            raise ValueError(f"ngram_rows={self.ngram_rows} must be at least 2")
-        for name in ("n_labels", "softcap", "norm_eps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
     @property
     def kv_heads(self):
@@ -100,6 +94,23 @@ class ModelConfig:
         return self.mlp_size or 4 * self.n_embd
 
 
+BOUNDS = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
+
+
+def check_range(config, names, **bounds):
+    """Raise ValueError where one of these fields is out of `bounds`; None always passes."""
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and not all(BOUNDS[b](value, limit) for b, limit in bounds.items()):
+            words = " and ".join(f"{b.replace('_', ' ')} {limit}" for b, limit in bounds.items())
+            raise ValueError(f"{name}={value} must be {words}")
+
+
 # -------------------------------------------------------------------------- attention, in functions
 
 
@@ -113,10 +124,10 @@ def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
         1 1 1 1 .       . . . 1 .
         1 1 1 1 1       . . . 1 1
 
-    positions (B or 1, T) says where the queries stand among the keys; with one row the last query
-    stands at the last key, unless the keys are `static`. segments (B, T) says to which document
-    each token belongs. None stands for the plain triangle, or its last row alone, which a kernel
-    can do itself.
+    positions (B or 1, T) are those of the queries among the keys; with one row the last query is
+    at the last key, unless the keys are `static`. segments (B, T) are the numbers of the documents
+    that the tokens belong to. None stands for the plain triangle or its last row, which a kernel
+    knows by itself.
     """
     T, in_step = positions.size(-1), positions.size(0) == 1
     if causal and segments is None and (n_keys == T or (T == 1 and in_step and not static)):
@@ -146,14 +157,14 @@ def causal_attention(q, k, v, mask=None, dropout=0.0):
 
 
 def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
-    """The same function as `causal_attention` in one kernel that never stores the scores."""
-    triangle = bool(mask is None and q.size(2) > 1)  # a single query sees all there is
-    shared = bool(q.size(1) != k.size(1))  # (for a trace, sizes are tensors: hence bool)
+    """`causal_attention` in one kernel that never stores the scores."""
+    triangle = bool(mask is None and q.size(2) > 1)  # a single query sees all keys
+    shared = bool(q.size(1) != k.size(1))  # (in a trace, sizes are tensors: hence bool)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, triangle, enable_gqa=shared)
 
 
 def short_causal_attention(q, k, v, mask=None, dropout=0.0):
-    """The same function in the way that is faster for a short context: on a CPU, the formula."""
+    """`causal_attention` by the faster way for a short context: on a CPU, the formula."""
     attend = causal_attention if q.device.type == "cpu" else fused_causal_attention
     return attend(q, k, v, mask, dropout)
 
@@ -173,10 +184,10 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """Queries and keys are turned by angles that grow with their position (arXiv:2104.09864).
+    """Queries and keys are rotated by angles that grow with their position (arXiv:2104.09864).
 
-    The product of a query and a key that are turned so depends on how far apart they are, not on
-    where. Channel i is paired with i + D/2, as in Hugging Face's Llama.
+    The product of a rotated query and a rotated key depends on how far apart they are, not on where
+    they are. Channel i is paired with i + D/2, as in Hugging Face's Llama.
     """
 
     def __init__(self, config):
@@ -194,27 +205,27 @@ class RotaryPositions(nn.Module):
 
 
 def apply_rotary(x, cos, sin):
-    """x (B, H, T, D) with each pair of channels (a, b) turned: (a cos - b sin, a sin + b cos)."""
+    """x (B, H, T, D) with each pair of channels (a, b) rotated: (a cos - b sin, a sin + b cos)."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos.type_as(x), sin.type_as(x)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 def rotary_frequencies(head_channels, theta, scaling=None):
-    """How fast each pair of channels turns, in radians per position: (D/2,), falling from 1."""
+    """How fast each pair of channels rotates, in radians per position: (D/2,), falling from 1."""
     half = head_channels // 2
     frequencies = theta ** -(torch.arange(half) / half)
     return frequencies if scaling is None else stretched(frequencies, *scaling)
 
 
 def stretched(frequencies, factor, low, high, old_context):
-    """Llama 3's frequencies: waves longer than the old context slowed by `factor`, others kept."""
+    """Llama 3's frequencies: wavelengths beyond the old context slowed by `factor`, others kept."""
     waves_in_context = old_context * frequencies / (2 * math.pi)
     kept = ((waves_in_context - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / factor)
 
 
-# Each gives x (B, T, C), and a function for queries and keys (B, heads, T, D), at these positions.
+# Each returns x (B, T, C), and a function for queries and keys (B, heads, T, D).
 POSITIONS = {"learned": LearnedPositions, "rope": RotaryPositions}
 
 
@@ -222,14 +233,14 @@ POSITIONS = {"learned": LearnedPositions, "rope": RotaryPositions}
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / √(mean x² + eps), times a weight per channel, as precise as x (arXiv:1910.07467)."""
+    """x / √(mean x² + eps), times a weight per channel, in x's precision (arXiv:1910.07467)."""
 
     def forward(self, x):
         return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
 
 
 def make_norm(config):
-    """The norm that `config` asks for, over the channels."""
+    """The norm over the channels that `config` names."""
     return {
         "layernorm": partial(nn.LayerNorm, bias=config.bias),
         "rmsnorm": RMSNorm,
@@ -237,9 +248,9 @@ def make_norm(config):
 
 
 class SharedDropout(nn.Dropout):
-    """Dropout that zeroes the same activations in every sequence of a batch, x (B, T, C).
+    """Dropout with one mask for all sequences of a batch, x (B, T, C).
 
-    It regularises nearly as well, for 1/B of the random numbers, which a CPU is slow to make.
+    It regularises nearly as well with 1/B of the random numbers, which a CPU is slow to make.
     """
 
     def forward(self, x):
@@ -249,7 +260,7 @@ class SharedDropout(nn.Dropout):
 
 
 def make_dropout(config):
-    """The dropout that `config` asks for, of what joins the residual stream."""
+    """The dropout that `config` names, for what joins the residual stream."""
     return (SharedDropout if config.shared_dropout else nn.Dropout)(config.dropout)
 
 
@@ -297,7 +308,7 @@ class CausalSelfAttention(nn.Module):
 
 
 def squared_relu(x):
-    """max(x, 0)²: sparse like ReLU, and better in transformers (Primer, arXiv:2109.08668)."""
+    """max(x, 0)²: sparse like ReLU, better in transformers (Primer, arXiv:2109.08668)."""
     return F.relu(x).square()
 
 
@@ -309,7 +320,7 @@ ACTIVATIONS = {
 
 
 class MLP(nn.Module):
-    """Each position thinks for itself: widen, bend, narrow again."""
+    """Each position computes by itself: project up, apply a nonlinearity, project down."""
 
     def __init__(self, config):
         super().__init__()
@@ -324,7 +335,7 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """The MLP of Llama: one widening opens and closes gates on another (arXiv:2002.05202)."""
+    """The MLP of Llama: one projection gates another (arXiv:2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
@@ -374,12 +385,12 @@ class Transformer(nn.Module):
         initialize(self, config)
 
     def forward(self, inputs, targets=None, cache=None, segments=None, at=None):
-        """(logits, None), or (None, loss) where targets are given: their mean loss in nats.
+        """(logits, None), or with targets (None, loss): their mean loss in nats.
 
-        inputs (B, T) tokens; targets (B, T), -1 where nothing is to be learned; cache a KVCache
-        that the inputs continue; segments (B, T) numbers of packed documents, which do not see
-        each other; logits (B, T, V) score what may come after each input; with `at` (B, n) only
-        these positions are scored: (B, n, V).
+        inputs (B, T) tokens; targets (B, T), -1 where they do not count; cache a KVCache that the
+        inputs continue; segments (B, T) numbers of packed documents, which do not see each other;
+        logits (B, T, V) score the token after each input; with `at` (B, n) only at these positions:
+        (B, n, V).
         """
         positions, mask = self.positions_and_mask(inputs, cache, segments)
         x = self.token_embedding(inputs)                                 # (B, T, C)
@@ -403,7 +414,7 @@ class Transformer(nn.Module):
         return capped(self.head(x), self.config.softcap), None           # (B, T, V)
 
     def positions_and_mask(self, inputs, cache, segments):
-        """Where the inputs stand, (B or 1, T), and what each may look at, as `attention_mask`."""
+        """The positions of the inputs (B or 1, T), and the mask of what each may look at."""
         T = inputs.size(1)
         if cache is None:
             length, n_keys, static = T, T, False
@@ -424,9 +435,9 @@ def initialize(model, config):
     """Draw the weights of linear layers and embeddings, and set the biases to 0.
 
     gpt2: N(0, 0.02²), narrower by √(2 n_layer) where a branch joins the residual stream.
-    zero: inner matrices N(0, 1/(4 inputs)); where a branch joins, and in a head of its own, 0:
-    every block starts as the identity, every token as equally likely.
-    Vectors of n-grams start as 0 with either. All else, such as a gate of your own, is left alone.
+    zero: inner matrices N(0, 1/(4 inputs)); 0 where a branch joins, and in an untied head: every
+    block starts as the identity, every token as equally likely.
+    N-gram vectors start at 0 in both. All other parameters, such as a gate of your own, are kept.
     """
     if config.tie_weights:
         model.head.weight = model.token_embedding.weight
@@ -439,7 +450,7 @@ def initialize(model, config):
         if name.startswith("ngram_embedding"):
             weight.zero_()
         elif name == "head" and config.tie_weights:
-            continue  # it is drawn already
+            continue  # it is the embedding
         elif config.init == "gpt2":
             weight.normal_(std=0.02 / math.sqrt(2 * config.n_layer) if joins else 0.02)
         elif joins or name == "head":
@@ -454,15 +465,14 @@ def initialize(model, config):
 
 
 def capped(logits, softcap):
-    """Logits bent smoothly into ± softcap (Gemma 2, arXiv:2408.00118); unbent where it is 0."""
+    """Logits squashed smoothly into ± softcap (Gemma 2, arXiv:2408.00118); 0: unchanged."""
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
 def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
     """Cross-entropy: the mean of -log p(target) over the targets that are not ignored, in nats.
 
-    hidden (B, T, C), weight (V, C), targets (B, T), -1 where nothing is to be learned; the loss is
-    0 where all of them are.
+    hidden (B, T, C), weight (V, C), targets (B, T), -1 where ignored; 0 if all of them are.
     """
     logits = capped(F.linear(hidden, weight).float(), softcap)           # (B, T, V)
     total = F.cross_entropy(
@@ -476,7 +486,7 @@ def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
 
 
 def fused_next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
-    """The same function, which holds only some of the logits at a time."""
+    """`next_token_loss` without holding all logits at once."""
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     n_targets = (targets != IGNORED).sum().clamp(min=1)
@@ -485,12 +495,12 @@ def fused_next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=
 
 
 class SummedLoss(torch.autograd.Function):
-    """-log p(target), summed over the targets that count, with its gradients made on the way.
+    """-log p(target), summed over the targets that count; its gradients are computed in forward.
 
-    The logits are made some rows at a time. Their gradient takes their place, is multiplied into
-    the gradients of hidden and weight, and the next rows take its place. All B·T·V logits at once
-    would take more memory than all else with a large vocabulary; and with a small one, a few rows
-    stay in the processor's cache, where all would go through memory many times.
+    The logits are computed some rows at a time. Their gradient overwrites them, is multiplied into
+    the gradients of hidden and weight, and makes way for the next rows. With a large vocabulary,
+    all B·T·V logits would take more memory than everything else; with a small one, a few rows stay
+    in the processor's cache, where all of them would go through memory many times.
     """
 
     @staticmethod
@@ -527,31 +537,31 @@ class SummedLoss(torch.autograd.Function):
 
 
 def logits_gradient(log_p, logits, target, softcap, smoothing):
-    """p - onehot(target): how the loss grows with each logit (n, V). Overwrites both."""
+    """p - onehot(target), the gradient of the loss (n, V). Overwrites log_p and logits."""
     grad = log_p.exp_()
     if smoothing:
         grad -= smoothing / grad.size(1)
     grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1))
-    if softcap:  # tanh is flatter the further out
+    if softcap:  # the derivative of tanh
         grad.addcmul_(grad, logits.div_(softcap).square_(), value=-1)
     return grad
 
 
 def rows_per_piece(vocab_size, device):
-    """How many rows of logits the loss makes at a time."""
+    """How many rows of logits the loss computes at a time."""
     few = LOGITS_AT_ONCE if device.type == "cpu" else LOGITS_AT_ONCE_ON_A_GPU
     return max(512, few // vocab_size)
 
 
 def rows_to_score(targets):
-    """Which of the N targets to score: those that count; on a GPU all, which needs no waiting."""
+    """Which of the N targets to score: those that count; on a GPU all, which needs no sync."""
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         return (targets != IGNORED).nonzero().squeeze(1)
     return torch.arange(len(targets), device=targets.device)
 
 
 def product_dtype(x):
-    """The precision in which x is multiplied by matrices: autocast's where that is on."""
+    """The precision of matrix products with x: autocast's where that is on."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -562,9 +572,9 @@ def product_dtype(x):
 class NGramEmbedding(nn.Module):
     """A vector for each token together with the one before it, with the two before it, and so on.
 
-    What a small model spends much of its training on, which token follows which, is looked up here
-    (arXiv:2501.16975). There are more n-grams than rows: a hash gives each its row, and some meet
-    in one. An n-gram that would reach back beyond the beginning has row 0, which stays 0.
+    Which token follows which, on which a small model spends much of its training, is looked up here
+    (arXiv:2501.16975). There are more n-grams than rows: a hash assigns the rows, and some n-grams
+    share one. Those that would reach back beyond the beginning have row 0, which stays 0.
     """
 
     def __init__(self, config):
@@ -591,7 +601,7 @@ class NGramEmbedding(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far: a new token then costs one position's work.
+    """Keys and values of the positions seen so far: a new token costs the work of one position.
 
     It is allocated once, for `capacity` positions (None: `block_size`). Each row of the batch may
     have filled another number of them.
@@ -610,21 +620,21 @@ class KVCache:
         self.static = False  # True: hand out all positions, filled or not: shapes stay the same
 
     def n_keys(self, T):
-        """How many positions are handed out once T new ones are stored: S."""
+        """How many positions are handed out after T new ones are stored: S."""
         return self.capacity if self.static else self.longest + T
 
     def positions(self, T):
-        """Where T new tokens will stand: (B, T), or (1, T) where that is the same in all rows."""
+        """The positions of T new tokens: (B, T), or (1, T) where all rows have the same."""
         filled = self.lengths[:1, None] if self.in_step else self.lengths[:, None]
         return filled + torch.arange(T, device=self.lengths.device)
 
     def append_tokens(self, inputs, positions):
-        """Store tokens (B, T), for the n-grams; all that are then there: (B, S)."""
+        """Store tokens (B, T), for the n-grams; all that are stored then: (B, S)."""
         self.tokens.scatter_(1, positions.expand(inputs.shape), inputs)
         return self.tokens[:, : self.n_keys(inputs.size(1))]
 
     def append(self, layer, k, v):
-        """Store k and v (B, K, T, D) behind what `layer` holds; all it then holds: (B, K, S, D)."""
+        """Append k and v (B, K, T, D) to those of `layer`; all of them then: (B, K, S, D)."""
         T, S = k.size(2), self.n_keys(k.size(2))
         keys, values = self.keys[layer], self.values[layer]
         if self.in_step:
@@ -648,7 +658,7 @@ class KVCache:
         self.in_step = shortest == self.longest
 
     def copy_from(self, other):
-        """Take over what another cache for as many rows holds."""
+        """Take over the contents of another cache with as many rows."""
         S = other.longest
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[:, :, :, :S] = theirs[:, :, :, :S]

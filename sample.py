@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from model import KVCache
+from model import KVCache, check_range
 from support.chat import end_of_turn, opening
 from support.checkpoint import in_a_line, load_model
 from support.config import load_config
@@ -57,19 +57,12 @@ class SampleConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
 
     def __post_init__(self):
-        for name, fits, expected in (
-            ("num_samples", self.num_samples >= 1, "at least 1"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("speculate", self.speculate >= 0, "0 (no guesses) or more"),
-            ("seed", 0 <= self.seed < 2**63, "at least 0 and below 2**63"),
-        ):
-            if not fits:
-                raise ValueError(f"{name}={getattr(self, name)} must be {expected}")
+        check_range(self, "num_samples max_new_tokens", at_least=1)
+        check_range(self, "temperature top_k speculate", at_least=0)
+        check_range(self, "min_p", at_least=0, below=1)
+        check_range(self, "top_p", above=0, at_most=1)
+        check_range(self, "repetition_penalty", above=0)
+        check_range(self, "seed", at_least=0, below=2**63)
 
 
 def next_token_distribution(

@@ -1,6 +1,6 @@
 """Train a transformer on tokens: `python train.py config/x.py --learning_rate=1e-3`.
 
-Alone it does the quick start on data/stories. On N GPUs of one machine:
+Without a config it is the quick start, config/stories.py. On N GPUs of one machine:
 `torchrun --standalone --nproc_per_node=N train.py config/gpt2_124m.py`.
 """
 
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from model import IGNORED, ModelConfig
+from model import IGNORED, ModelConfig, check_range
 from sample import first_tokens, text_of
 from support.checkpoint import BEST, LAST, restore, save_checkpoint, snapshot
 from support.config import show_config
@@ -36,15 +36,9 @@ from support.starting_point import check_accumulation, make_model, make_room, re
 from support.token_files import Windows, open_dataset
 
 QUICK_START = Path(__file__).parent / "config" / "stories.py"
-SKIPS_ALLOWED = 10  # updates in a row without finite gradients before a run gives up
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # how such a metric's name ends
+SKIPS_ALLOWED = 10  # consecutive updates without finite gradients before a run gives up
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # endings of such metrics' names
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
-AT_LEAST = {  # the least value that each of these may have
-    0: "target_shift learning_rate muon_learning_rate weight_decay grad_clip seed max_iters "
-    "max_minutes warmup_iters min_lr eval_iters patience sample_tokens",
-    1: "vocab_size batch_size gradient_accumulation_steps lr_decay_iters eval_interval "
-    "log_interval",
-}
 
 
 @dataclass
@@ -52,51 +46,51 @@ class TrainConfig(ModelConfig):
     """Train a transformer: `python train.py config/x.py --n_layer=4`.
 
     The defaults are nanoGPT's. A config file is Python that sets some of these knobs (names that
-    begin with _ are its own); what is typed after it wins. config/ holds recipes.
+    begin with _ are its own); options typed after it override it. config/ holds recipes.
     """
 
-    # from where to where
-    init_from: str = "scratch"  # scratch; resume: go on with the run in out_dir; or a run's PATH
+    # input and output
+    init_from: str = "scratch"  # scratch; resume: continue the run in out_dir; or the PATH of a run
     out_dir: str = "out"  # checkpoints, log.jsonl and loss.png
     dataset: str = "openwebtext"  # a folder in data/, or the path of one
     vocab_size: int | None = None  # rows of the embedding; None: as many as the tokenizer has
-    # what a step learns from
-    batch_size: int = 12  # sequences at a time
-    gradient_accumulation_steps: int = 40  # batches in an update, over all processes
-    target_shift: int = 1  # a target is the token this many places on (0: the mistake to see)
-    document_mask: bool = False  # do not look back across the end of a document
-    # how it learns
+    # the batch
+    batch_size: int = 12  # sequences in a micro-batch
+    gradient_accumulation_steps: int = 40  # micro-batches in an update, over all processes
+    target_shift: int = 1  # the target is the token this many positions ahead (0: a bug to watch)
+    document_mask: bool = False  # do not attend across the end of a document
+    # the optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of blocks, else adamw
     learning_rate: float = 6e-4  # peak learning rate of AdamW
     muon_learning_rate: float = 0.02  # peak learning rate of Muon
     layer_decay: float = 1.0  # a block's learning rates are this many times the next block's
     weight_decay: float = 0.1  # of matrices; vectors are not decayed
-    beta1: float = 0.9  # AdamW's memory of gradients
-    beta2: float = 0.95  # AdamW's memory of their squares
-    grad_clip: float = 1.0  # gradients longer than this are shortened to it; 0: never
-    ema_decay: float = 0.0  # of a moving average of the weights, which is then evaluated; 0: off
+    beta1: float = 0.9  # AdamW's decay rate of the mean gradient
+    beta2: float = 0.95  # AdamW's decay rate of the mean squared gradient
+    grad_clip: float = 1.0  # the largest norm of the gradient; 0: no clipping
+    ema_decay: float = 0.0  # of an average of the weights, which is what is evaluated; 0: off
     seed: int = 1337  # of weights, data order and dropout
-    # how fast, how long
+    # length and schedule
     max_iters: int = 600000  # updates
     max_minutes: float = 0.0  # end after this long, the schedule following the clock; 0: no limit
     schedule: Schedule = "cosine"  # of the learning rates
     warmup_iters: int = 2000  # updates of linear warmup
-    lr_decay_iters: int | None = None  # updates until they have fallen; None: max_iters
+    lr_decay_iters: int | None = None  # update at which the decay ends; None: max_iters
     min_lr: float = 6e-5  # what learning_rate falls to; Muon's falls by the same factor
-    cooldown: float = 0.2  # share of the updates after warmup in which wsd falls
-    # what is told of it
+    cooldown: float = 0.2  # wsd: share of the updates after warmup in which the rates fall
+    # evaluation and logging
     eval_interval: int = 2000  # updates between evaluations, each followed by a checkpoint
-    eval_iters: int = 200  # batches of each split that are evaluated; 0: all
-    eval_only: bool = False  # evaluate once and end
-    best_metric: str = "val_loss"  # what the best checkpoint is best in
-    patience: int = 0  # end after this many evaluations without a better one; 0: never
-    sample_tokens: int = 64  # tokens of its own text shown at each evaluation
+    eval_iters: int = 200  # batches of each split to evaluate; 0: all
+    eval_only: bool = False  # evaluate once and exit
+    best_metric: str = "val_loss"  # the metric that decides which checkpoint is the best
+    patience: int = 0  # end after this many evaluations without improvement; 0: never
+    sample_tokens: int = 64  # tokens to sample and print at each evaluation
     log_interval: int = 1  # updates between lines of the log
     log_to: Literal["file", "tensorboard", "wandb"] = "file"  # beside log.jsonl
-    wandb_project: str = "shiftgpt"  # where log_to=wandb files the run
-    wandb_run_name: str = "run"  # what it is called there
-    dry_run: bool = False  # print the plan, its memory and its cost, and end
-    # what it runs on
+    wandb_project: str = "shiftgpt"  # project for log_to=wandb
+    wandb_run_name: str = "run"  # name of the run there
+    dry_run: bool = False  # print the plan, its memory and its cost, and exit
+    # hardware
     device: str = "auto"  # cuda, cuda:1, mps or cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     fp8: bool = False  # products in the blocks in 8 bits, on GPUs that can (pip install torchao)
@@ -104,32 +98,30 @@ class TrainConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for least, names in AT_LEAST.items():
-            for name in names.split():
-                value = getattr(self, name)
-                if value is not None and not value >= least:
-                    raise ValueError(f"{name}={value} must be at least {least}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
-        for name in ("ema_decay", "cooldown", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        counts = "vocab_size batch_size gradient_accumulation_steps lr_decay_iters eval_interval"
+        check_range(self, f"{counts} log_interval", at_least=1)
+        counts = "target_shift max_iters warmup_iters eval_iters patience sample_tokens"
+        check_range(self, f"{counts} max_minutes grad_clip", at_least=0)
+        check_range(self, "learning_rate muon_learning_rate weight_decay min_lr", at_least=0)
+        check_range(self, "ema_decay cooldown beta1 beta2", at_least=0, below=1)
+        check_range(self, "layer_decay", above=0, at_most=1)
+        check_range(self, "seed", at_least=0, below=2**63)
 
 
 @dataclass
 class Progress:
-    """How far a run has come; a checkpoint keeps it."""
+    """How far a run has come; part of a checkpoint."""
 
     step: int = 0  # updates made
-    minutes: float = 0.0  # of training, all sittings together
-    best: float | None = None  # value of the best metric so far
-    best_loss: float = -math.inf  # val_loss of that moment, breaks ties
+    minutes: float = 0.0  # of training, over all sessions
+    best: float | None = None  # best value of best_metric so far
+    best_loss: float = -math.inf  # val_loss at that step, which breaks ties
     without_gain: int = 0  # evaluations since then
-    evaluated_at: int = -1  # the step of the last evaluation
-    skipped: int = 0  # updates in a row that had no finite gradients
+    evaluated_at: int = -1  # step of the last evaluation
+    skipped: int = 0  # consecutive updates without finite gradients
 
     def note(self, numbers, metric):
-        """Take note of an evaluation; whether it is the best so far."""
+        """Record an evaluation; whether it is the best so far."""
         if metric not in numbers:
             raise SystemExit(
                 f"best_metric={metric} is not evaluated; there is {', '.join(numbers)}"
@@ -169,7 +161,7 @@ def shift(block, target_shift=1):
 
 
 def windows_of(dataset, split, config, movable=True):
-    """The windows of a split that this config can train on; exits if there is none."""
+    """The windows of a split that fit this config; exits if there is none."""
     tokens = getattr(dataset, split)
     windows = Windows(tokens, config.block_size, config.block_size + config.target_shift, movable)
     if not len(windows):
@@ -187,7 +179,7 @@ def batch_from(block, config, eot=None):
     inputs, targets = shift(block, config.target_shift)
     batch = {"inputs": inputs, "targets": targets}
     if config.document_mask and eot is not None:
-        # An end opens the document after it, as it does for `sample.py`.
+        # The end of a document belongs to the next one, as in `sample.py`.
         batch["segments"] = (inputs == eot).cumsum(dim=1)
     return batch
 
@@ -196,12 +188,12 @@ def training_batches(dataset, config, world):
     """`batch_at(step)`: this process's micro-batches of that step, dicts for `model(**batch)`.
 
     A step takes the next batch_size × gradient_accumulation_steps windows of an endless shuffled
-    reading. They are cut by rank only then: what a step sees does not depend on who shares it.
+    stream. They are divided by rank last: what a step sees does not depend on how many share it.
     """
     windows = windows_of(dataset, "train", config)
     eot = dataset.eot
     if config.document_mask and eot is None:
-        raise SystemExit(f"document_mask=True: {dataset.path} does not tell where documents end")
+        raise SystemExit(f"document_mask=True: {dataset.path} does not say where documents end")
     per_step = config.batch_size * config.gradient_accumulation_steps
     mine = per_step // world.size
 
@@ -217,9 +209,9 @@ def training_batches(dataset, config, world):
 
 
 def evaluation(dataset, config, world):
-    """`evaluate(model)`: the losses of both splits in nats, and what follows from them.
+    """`evaluate(model)`: the losses of both splits in nats, and the metrics that follow from them.
 
-    Always the same windows, spread evenly over a split; each process takes its share of them.
+    The windows are always the same, spread evenly over a split; each process takes a share.
     """
     splits = {split: windows_of(dataset, split, config, False) for split in ("train", "val")}
     eot = dataset.eot
@@ -273,7 +265,7 @@ def schedule_factor(step, minutes, config):
 def make_optimizers(model, config):
     """[AdamW], or [AdamW, Muon] where the config gives Muon the matrices of the blocks.
 
-    Matrices decay, vectors do not. Each group remembers its peak rate as `initial_lr`.
+    Matrices decay, vectors do not. Each group keeps its peak rate as `initial_lr`.
     """
     if config.optimizer not in ("adamw", "muon"):
         raise ValueError(f"make_optimizers has no {config.optimizer}")
@@ -304,7 +296,7 @@ def as_groups(weights):
 
 
 def layer_rate_factor(name, config):
-    """What the learning rates of a weight are multiplied by: less and less towards the input."""
+    """The factor of a weight's learning rates, which layer_decay lowers towards the input."""
     if name.startswith("blocks."):
         below_the_last = config.n_layer - 1 - int(name.split(".")[1])
     else:
@@ -313,7 +305,7 @@ def layer_rate_factor(name, config):
 
 
 def set_rates(optimizers, factor):
-    """Give every group its peak rate times `factor`; PyTorch's own optimizers have but `lr`."""
+    """Set every group's rate to its peak times `factor` (PyTorch's optimizers begin with `lr`)."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
@@ -329,7 +321,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model, step):
-        """Move a little towards the weights as they are now; more in the first steps of a run."""
+        """Move a little towards the current weights; further in the first steps of a run."""
         decay = min(self.decay, (1 + step) / (10 + step))
         now = dict(model.named_parameters())
         for name, average in self.weights.items():
@@ -337,7 +329,7 @@ class EMA:
 
     @torch.no_grad()
     def swap(self, model):
-        """Exchange the model's weights and the averaged ones."""
+        """Exchange the model's weights with the averaged ones."""
         now = dict(model.named_parameters())
         for name, average in self.weights.items():
             kept = now[name].clone()
@@ -347,7 +339,7 @@ class EMA:
 
 @contextmanager
 def evaluating(model, ema):
-    """A context to evaluate in: averaged weights, no dropout, no gradients."""
+    """A context for evaluation: averaged weights, no dropout, no gradients."""
     ema.swap(model)
     model.eval()
     with torch.no_grad():
@@ -360,11 +352,11 @@ def evaluating(model, ema):
 
 
 def accumulate_gradients(model, batches, shares, world, scaler, key):
-    """Gradients of the whole step, added up; this process's part of the step's loss.
+    """Accumulate the gradients of a step; this process's part of the step's loss.
 
     The loss of a step is the sum over its targets divided by their number, over all micro-batches
-    and processes: a micro-batch counts by its share of the targets, and how the step is cut makes
-    no difference. Nor does it to dropout: each micro-batch is seeded by `key` and its number.
+    and processes. So each micro-batch is weighted by its share of the targets, and how a step is
+    divided makes no difference. Dropout of a micro-batch is seeded by `key` and its number.
     """
     loss = torch.zeros((), device=world.device)
     for i, (batch, share) in enumerate(zip(batches, shares)):
@@ -380,7 +372,7 @@ def accumulate_gradients(model, batches, shares, world, scaler, key):
 
 
 def update(model, optimizers, config, scaler):
-    """Clip the gradients and change the weights, unless a gradient is not finite; their norm."""
+    """Clip the gradients and update the weights, unless the norm is not finite; the norm."""
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf).item()
@@ -393,27 +385,29 @@ def update(model, optimizers, config, scaler):
 
 
 def check_finite(progress, norm, config):
-    """Count the steps in a row without finite gradients; exit after SKIPS_ALLOWED."""
+    """Count consecutive steps without finite gradients; exit after SKIPS_ALLOWED."""
     progress.skipped = 0 if math.isfinite(norm) else progress.skipped + 1
     if progress.skipped >= SKIPS_ALLOWED:
         rates = ["learning_rate"]
         if config.optimizer == "muon":
             rates.append("muon_learning_rate")
         halved = " ".join(f"--{rate}={getattr(config, rate) / 2:g}" for rate in rates)
+        advice = f"{halved}, --dtype=float32 or a --grad_clip below {config.grad_clip or 1:g}"
+        if (Path(config.out_dir) / LAST).exists():
+            advice = f"--init_from=resume --out_dir={config.out_dir} with {advice}"
+            advice += f" ({LAST} is of the last evaluation with finite losses)"
         raise SystemExit(
             f"step {progress.step}: {SKIPS_ALLOWED} steps in a row without finite gradients. "
-            f"{config.out_dir}/{LAST} holds the last state with a finite loss, {BEST} the best. "
-            f"Try --init_from=resume --out_dir={config.out_dir} with {halved}, "
-            f"--dtype=float32 or a --grad_clip below {config.grad_clip or 1:g}"
+            f"Try {advice}"
         )
 
 
 def train(model, config, batch_at, evaluate, world, report, metadata, resumed=None):
-    """Train `model` in place as `config` plans it; the `Progress` that was made.
+    """Train `model` in place, as `config` says; the `Progress` made.
 
-    batch_at(step) gives the micro-batches of a step, dicts for `model(**batch)`, which returns
-    (anything, mean loss over the targets); evaluate(model) gives {name: number}. metadata is what a
-    checkpoint says besides (tokenizer, data…), resumed the checkpoint that the run goes on from.
+    batch_at(step) returns the micro-batches of a step, dicts for `model(**batch)`, which returns
+    (anything, mean loss over the targets); evaluate(model) returns {name: number}. metadata is what
+    else a checkpoint holds (tokenizer, data…), resumed the checkpoint that the run continues.
     """
     optimizers = make_optimizers(model, config)
     ema = EMA(model, config.ema_decay)
@@ -456,7 +450,8 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             minutes = (time.perf_counter() - began) / 60 if world.is_main else 0.0
             n_targets, n_stopping, progress.minutes = world.sum(sum(counts), wants_to_stop, minutes)
             if n_stopping:
-                save(LAST)
+                if not progress.skipped or scaler.is_enabled():  # else it may have diverged
+                    save(LAST)
                 break
 
             # Make one update.
@@ -481,7 +476,7 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
 
 
 def with_a_sample(evaluate, model, dataset, config, world, report):
-    """`evaluate`, after which the model shows a few tokens of its own."""
+    """`evaluate`, which then also prints a short sample of the model's text."""
     tokenizer = dataset.tokenizer
     if not (world.is_main and tokenizer and config.sample_tokens and config.causal):
         return evaluate

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -642,6 +643,19 @@ def test_an_optimizer_of_pytorchs_and_a_number_in_a_tensor_do(train_tiny, monkey
     train_tiny("--max_iters=3", "--log_interval=1")
     log = read_log(Path("out/tiny/log.jsonl"))
     assert [line["largest"] for line in log if "loss" in line] == [0.5] * 3
+
+
+@pytest.mark.parametrize("world", [ALONE, HALF], ids=["bfloat16", "float16"])
+def test_a_run_stopped_while_it_diverges_keeps_its_last_good_checkpoint(tmp_path, world):
+    def inputs(step):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return math.inf if step >= 7 else 1.0
+
+    _, progress = sit(tmp_path, inputs=inputs, world=world, max_iters=20, eval_interval=5)
+    transient = world is HALF  # whose scale is too large at first
+    assert read_checkpoint(tmp_path / "ckpt.pt")["step"] == (progress.step if transient else 5)
+    assert progress.step == 8
 
 
 def test_a_line_ends_between_numbers_and_not_within():
