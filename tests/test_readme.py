@@ -42,7 +42,13 @@ SHORTER = {
     "prepare_data.py": "",
     "convert.py": "",
 }
-NEEDS_NETWORK = {"shakespeare", "tinystories", "fineweb_edu", "--init_from=Qwen/Qwen3-0.6B"}
+NEEDS_NETWORK = {
+    "shakespeare",
+    "tinystories",
+    "fineweb_edu",
+    "--init_from=gpt2",
+    "--init_from=Qwen/Qwen3-0.6B",
+}
 CORPORA = "shakespeare", "tinystories", "fineweb_edu"
 
 
