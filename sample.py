@@ -1,6 +1,6 @@
 """Write text with a trained model: `python sample.py --start="Once upon a time"`.
 
-The text alone goes to standard output, as it is made; what is said about it to standard error.
+The text goes to standard output as it is generated; everything else to standard error.
 """
 
 import codecs
@@ -23,9 +23,9 @@ from support.quantize import cache_dtype, for_inference, held_out, perplexity
 from support.recording import recorded_step
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
-RANKED_AT_FIRST = 1024  # tokens that top_p mostly gets by with; to sort all takes far longer
-WORTH_RECORDING = 64  # tokens: to record a step takes as long as it then saves in about as many
-LONGEST_MATCH = 3  # an earlier occurrence is looked for of this many tokens at the most
+RANKED_AT_FIRST = 1024  # tokens, mostly enough for top_p; sorting all takes far longer
+WORTH_RECORDING = 64  # tokens: recording a step takes as long as it saves in about so many
+LONGEST_MATCH = 3  # prompt lookup searches for the last tokens, at most this many
 SEPARATOR = "---------------"
 
 
@@ -33,25 +33,25 @@ SEPARATOR = "---------------"
 class SampleConfig:
     """Write text with a trained model."""
 
-    out_dir: str = "out/stories"  # the run to write with
+    out_dir: str = "out/stories"  # the run to sample from
     init_from: str = "resume"  # resume: the best checkpoint of out_dir; or the PATH of another
-    start: str = ""  # what to continue; FILE:prompt.txt, - for standard input, empty for nothing
-    interactive: bool = False  # ask for one start after another
-    adapter: str | None = None  # what finetune.py added to the model, put on it: the PATH of a run
-    chat: bool = False  # hold a conversation, as a model that was tuned for it can
-    system: str = ""  # what the assistant is told before a conversation
-    num_samples: int = 3  # texts, made together as one batch
-    max_new_tokens: int = 500  # the most tokens for each
-    temperature: float = 0.8  # below 1 more predictable, above 1 wilder; 0: always the likeliest
-    top_k: int = 200  # draw from this many of the likeliest tokens; 0: from all
-    top_p: float = 1.0  # draw from the fewest tokens that together have this probability
-    min_p: float = 0.05  # leave out what is less likely than this share of the likeliest
-    repetition_penalty: float = 1.0  # above 1: tokens that were there become less likely
-    quantize: Literal["no", "int8"] = "no"  # int8: weights of 8 bits, faster and a little worse
-    speculate: int = 0  # speculative decoding: guess this many tokens at a time from the text
-    stop: tuple[str, ...] = ()  # texts to stop at, left out themselves: --stop "The end" "。"
-    until_eot: bool = True  # stop where the model ends the document
-    record: bool = True  # record what is done for a token, and replay it without Python
+    start: str = ""  # the prompt; FILE:prompt.txt, - for standard input, empty for none
+    interactive: bool = False  # ask for one prompt after another
+    adapter: str | None = None  # apply what finetune.py added to the model: the PATH of its run
+    chat: bool = False  # hold a conversation with a model that was fine-tuned for it
+    system: str = ""  # the system prompt of a conversation
+    num_samples: int = 3  # texts, generated as one batch
+    max_new_tokens: int = 500  # limit for each text
+    temperature: float = 0.8  # below 1 more predictable, above 1 more random; 0: greedy
+    top_k: int = 200  # sample from this many most likely tokens; 0: from all
+    top_p: float = 1.0  # sample from the fewest tokens that together have this probability
+    min_p: float = 0.05  # exclude tokens less likely than this share of the most likely one
+    repetition_penalty: float = 1.0  # above 1: tokens that occurred become less likely
+    quantize: Literal["no", "int8"] = "no"  # int8: 8-bit weights, faster and slightly worse
+    speculate: int = 0  # speculative decoding: draft tokens per pass, looked up in the text
+    stop: tuple[str, ...] = ()  # texts to stop at, not printed themselves: --stop "The end" "。"
+    until_eot: bool = True  # stop at the end of the document
+    record: bool = True  # record the computation of a token once, and replay it without Python
     seed: int = 1337  # the same seed gives the same text
     device: str = "auto"  # cuda, cuda:1, mps or cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
@@ -68,10 +68,10 @@ class SampleConfig:
 def next_token_distribution(
     logits, seen=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
 ):
-    """Probabilities (B, V) to draw the next token from, given its logits (B, V).
+    """Probabilities (B, V) of the next token, given its logits (B, V).
 
-    seen (B, V) marks the tokens that were there, for the penalty (CTRL, arXiv:1909.05858). A token
-    that is ruled out gets 0; of equally likely ones at the border, all stay.
+    seen (B, V) marks the tokens that occurred, for the penalty (CTRL, arXiv:1909.05858). Excluded
+    tokens get 0; of equally likely ones at a threshold, all stay.
     """
     logits = logits.float()
     if repetition_penalty != 1:
@@ -109,7 +109,7 @@ def draw(probabilities, generator):
 
 
 def marked(rows, vocab_size, device):
-    """Which tokens occur in each row: (B, V)."""
+    """Which tokens occur in each row, as a mask (B, V)."""
     seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
     for i, row in enumerate(rows):
         seen[i, row] = True
@@ -117,7 +117,7 @@ def marked(rows, vocab_size, device):
 
 
 def last_half(row, block_size):
-    """What a row goes on from when the context is full: half a context, if it has more than one."""
+    """The end of a row, half a context long, if the row exceeds the context."""
     return row[-max(1, block_size // 2) :] if len(row) > block_size else row
 
 
@@ -125,12 +125,12 @@ def last_half(row, block_size):
 def generate(
     model, prompts, max_new_tokens, distribution, vocab_size, generator=None, context=None
 ):
-    """Yield the next tokens, one for each prompt, `max_new_tokens` times: lists of B ids.
+    """Yield the next token of each prompt, `max_new_tokens` times: lists of B ids.
 
-    prompts are lists of tokens, of any lengths; distribution(logits, seen) gives the probabilities
-    to draw from; vocab_size the number of tokens that exist, where the model has rows to spare;
-    context the Context of earlier texts, to go on in.
-    A context that is full goes on from its last half: positions beyond block_size do not exist.
+    prompts are lists of tokens, of any lengths; distribution(logits, seen) returns probabilities;
+    vocab_size is the number of tokens in use (the model's may be padded); context is the Context of
+    earlier texts, to continue in. When the context is full, its last half is kept and read again:
+    there are no positions beyond block_size.
     """
     context, block_size = context or Context(model), model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
@@ -153,14 +153,14 @@ def generate(
             logits = context.read_on(tokens)[:, -1]
 
 
-# ------------------------------------------------- what was read: a cache, and recorded steps
+# -------------------------------------------------------- context: the cache and recorded steps
 
 
 class Context:
-    """What a model has read of the texts that it writes, one in each row, and how it reads on.
+    """The tokens that a model has read, one text in each row, and how it reads on.
 
-    What the next texts have in common with these, as the turns of a conversation have, is not read
-    again. recorded: Python is left out where one token is read after another.
+    What the next texts have in common with these, as the turns of a conversation do, is not read
+    again. recorded: the steps of single tokens are replayed without Python.
     """
 
     def __init__(self, model, recorded=False):
@@ -170,10 +170,9 @@ class Context:
         self.steps = {}  # recorded: (tokens of each row, whether rows are equally long): its step
 
     def read(self, rows, capacity):
-        """What may follow each row of tokens: logits (B, V).
+        """Logits (B, V) of the token after each row.
 
-        The rows are kept: what is read later must be appended to them. They may then have up to
-        `capacity` tokens.
+        The rows are kept: append to them what is read later, up to `capacity` tokens.
         """
         if len(rows) != len(self.rows) or capacity > self.cache.capacity:
             self.make_cache(len(rows), capacity)
@@ -188,11 +187,11 @@ class Context:
             padded[i, : len(row) - known] = torch.tensor(row[known:])
         at = lengths[:, None] - known - 1
         logits, _ = self.model(padded.to(at.device), cache=cache, at=at)
-        cache.truncate(lengths)  # the padding behind the shorter rows is forgotten
+        cache.truncate(lengths)  # drop the padding behind the shorter rows
         return logits[:, 0]
 
     def make_cache(self, n_rows, capacity):
-        """A cache with enough capacity; if the rows had a smaller one, at least twice as large."""
+        """Allocate a cache; at least twice as large as the one that the rows had."""
         weight, config, old = self.model.token_embedding.weight, self.model.config, self.cache
         if n_rows != len(self.rows):
             self.rows, old = [], None
@@ -207,7 +206,7 @@ class Context:
         return self.cache.longest == self.model.config.block_size
 
     def read_on(self, tokens):
-        """What may follow each of the T newest tokens of each row (B, T): logits (B, T, V)."""
+        """Read T more tokens of each row (B, T): logits (B, T, V) of the tokens after them."""
         T = tokens.size(1)
         case, cache = (T, self.cache.in_step), self.cache
         if self.recorded and case not in self.steps and cache.longest + T < cache.capacity:
@@ -223,7 +222,7 @@ class Context:
         T, _ = case
         try:
             self.steps[case] = recorded_step(self.model, self.cache, T)
-        except Exception as error:  # of any kind: without a recording all goes on as well
+        except Exception as error:  # of any kind: it also works without a recording
             self.give_up_recording(error)
 
     def give_up_recording(self, error):
@@ -234,16 +233,16 @@ class Context:
 
 
 def in_common(old, new):
-    """How many tokens two rows begin with alike, of which at least one of `new` is not one."""
+    """The length of the common prefix of two rows, at most all but one token of `new`."""
     n = min(len(old), len(new) - 1)
     return next((i for i in range(n) if old[i] != new[i]), n)
 
 
-# ------------------------------------------ speculative decoding: several tokens for one reading
+# ------------------------------------------------ speculative decoding: several tokens in a pass
 
 
 def prompt_lookup(tokens, n):
-    """Up to `n` drafts: what followed when the last few tokens last occurred (prompt lookup)."""
+    """Up to `n` draft tokens: what followed the last few tokens where they occurred before."""
     for length in range(min(LONGEST_MATCH, len(tokens) - 1), 0, -1):
         ending = tokens[-length:]
         for start in range(len(tokens) - length - 1, -1, -1):
@@ -253,12 +252,11 @@ def prompt_lookup(tokens, n):
 
 
 def accepted(drafts, logits, seen, distribution, generator):
-    """The tokens that follow, one more than drafts were right; `seen` (1, V) gets to know them.
+    """The accepted draft tokens and one more; `seen` (1, V) is updated.
 
-    logits (at least g + 1, V) score what follows before the first draft, after it, and so on. A
-    draft is kept with the probability that it has; instead of the first that is not, a token is
-    drawn from what remains without it. So each is distributed as if it had been drawn alone
-    (arXiv:2211.17192).
+    logits (at least g + 1, V) are those before the first draft token, after it, and so on. A draft
+    token is accepted with its probability; the first that is rejected is replaced by a sample from
+    the others. So every token has the distribution of one sampled alone (arXiv:2211.17192).
     """
     tokens = []
     for i, draft in enumerate([*drafts, None]):
@@ -288,13 +286,13 @@ def generate_speculatively(
 ):
     """What `generate` yields, in fewer passes where the text repeats itself.
 
-    Each pass scores a row's last token and up to `n_draft` that are looked up in its own text; a
-    row may run ahead of the others. At temperature 0 the text is that of `generate`, as far as the
-    products of one row and of several are rounded alike.
+    Each pass scores a row's last token and up to `n_draft` draft tokens from its own text; a row
+    may run ahead of the others. At temperature 0 the text is that of `generate`, up to the rounding
+    of matrix products with one row and with several.
     """
     context, block_size = context or Context(model), model.config.block_size
     rows = [list(prompt)[-block_size:] for prompt in prompts]
-    waiting = [[] for _ in rows]  # tokens that are certain and not yet yielded
+    waiting = [[] for _ in rows]  # tokens that are accepted and not yet yielded
     capacity = min(block_size, max(map(len, rows)) + max_new_tokens + n_draft)
     logits, drafts = context.read(rows, capacity)[:, None], [[] for _ in rows]
     seen = marked(rows, vocab_size, logits.device)
@@ -325,10 +323,10 @@ def generate_speculatively(
 
 
 class TextStream:
-    """Turns the tokens of one text into characters as soon as they are certain.
+    """Decodes the tokens of one text into characters as soon as they are certain.
 
-    A character may be spread over several tokens, and the beginning of a stop text may turn out to
-    be something else: both are held back until a later token tells. `ends` are tokens to stop at.
+    A character may span several tokens, and the beginning of a stop text may turn out to be
+    something else: both are held back until a later token decides. `ends` are tokens to stop at.
     """
 
     def __init__(self, tokenizer, stop=(), ends=()):
@@ -338,7 +336,7 @@ class TextStream:
         self.ended = False
 
     def push(self, token):
-        """The text that has become certain with this token."""
+        """The text that becomes certain with this token."""
         if self.ended:
             return ""
         if token in self.ends:
@@ -353,7 +351,7 @@ class TextStream:
         return text
 
     def finish(self):
-        """The rest of the text, when no token follows; without a character that is not whole."""
+        """The rest of the text when no token follows, without an incomplete character."""
         rest = "" if self.ended else self.held
         self.ended, self.held = True, ""
         return rest
@@ -366,7 +364,7 @@ def overlap(text, stop):
 
 
 def first_tokens(tokenizer, start, documents):
-    """What the model sees first: the token before a text, then `start`; or at least a newline."""
+    """The prompt in tokens: the one that begins a text, then `start`; at least a newline."""
     first = tokens_before(tokenizer, documents)
     if not first:
         return start_tokens(tokenizer, start or tokenizer.known("\n")) or [0]
@@ -374,7 +372,7 @@ def first_tokens(tokenizer, start, documents):
 
 
 def start_tokens(tokenizer, start):
-    """The tokens of a text; exits for a character that the tokenizer does not know."""
+    """The tokens of a text; exits for a character that the tokenizer does not have."""
     try:
         return tokenizer.encode(start).tolist()
     except ValueError as error:
@@ -383,7 +381,7 @@ def start_tokens(tokenizer, start):
 
 
 def text_of(model, tokenizer, prompt, max_new_tokens, seed):
-    """One continuation of the tokens `prompt`, as a string: for the eyes, while training."""
+    """One continuation of the tokens `prompt`, as a string: to look at while training."""
     config = SampleConfig(max_new_tokens=max_new_tokens)
     steps = steps_of(Context(model), tokenizer, [prompt], config, seed)
     return "".join(streamed(steps, TextStream(tokenizer, ends=[tokenizer.eot])))
@@ -399,12 +397,12 @@ def streamed(steps, stream):
 
 
 def new_context(model, config):
-    """A Context for the texts that a config asks for."""
+    """A Context for texts as the config describes them."""
     return Context(model, config.record and config.max_new_tokens >= WORTH_RECORDING)
 
 
 def steps_of(context, tokenizer, prompts, config, seed):
-    """The generator of next tokens, one for each prompt, that a config asks for."""
+    """The generator of next tokens for these prompts, as the config says."""
     model = context.model
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
     distribution = partial(
@@ -423,9 +421,9 @@ def steps_of(context, tokenizer, prompts, config, seed):
 
 
 def write_samples(context, tokenizer, start, prompt, config, out):
-    """Write `num_samples` continuations of `start`: the first while it is made, then the others.
+    """Write `num_samples` continuations of `start`: the first is streamed, then come the others.
 
-    prompt is `start` in tokens. Returns the number of tokens made.
+    prompt is `start` in tokens. Returns the number of tokens generated.
     """
     ends = [tokenizer.eot] if config.until_eot else []
     streams = [TextStream(tokenizer, config.stop, ends) for _ in range(config.num_samples)]
@@ -452,7 +450,7 @@ def write_samples(context, tokenizer, start, prompt, config, out):
 def converse(model, tokenizer, config, out):
     """Answer what is typed, line by line, until a line is empty."""
     if chat_template_of(tokenizer) is None:
-        raise SystemExit("this model knows no conversations; finetune.py --task=chat teaches them")
+        raise SystemExit("this model has no chat template; finetune.py --task=chat teaches it one")
     instruction = [{"role": "system", "content": config.system}] if config.system else []
     context, said, ends = new_context(model, config), [], [tokenizer.eot, end_of_turn(tokenizer)]
     print("type and press Enter; an empty line ends", file=sys.stderr)
@@ -460,7 +458,7 @@ def converse(model, tokenizer, config, out):
         said.append({"role": "user", "content": line})
         try:
             prompt = opening(instruction + said, tokenizer)
-            # Where there is no room for an answer, what was said first is forgotten.
+            # If there is no room for an answer, the first turns are forgotten.
             while len(said) > 2 and len(prompt) >= model.config.block_size // 2:
                 said = said[2:]
                 prompt = opening(instruction + said, tokenizer)
@@ -474,7 +472,7 @@ def converse(model, tokenizer, config, out):
 
 
 def write_answer(context, stream, prompt, config, seed, out):
-    """The assistant's answer to a prompt in tokens, written while it is made, as text."""
+    """Stream the assistant's answer to a prompt in tokens; the answer as text."""
     text = ""
     for part in streamed(steps_of(context, stream.tokenizer, [prompt], config, seed), stream):
         out.write(part)
@@ -487,7 +485,7 @@ def write_answer(context, stream, prompt, config, seed, out):
 
 @torch.inference_mode()
 def write_labels(model, tokenizer, start, documents, task, out):
-    """Write how likely each label of a text is, the likeliest first; or the tag of each word."""
+    """Write the probability of each label of a text, or the tag of each word."""
     first = tokens_before(tokenizer, documents)
     device, size = model.token_embedding.weight.device, model.config.block_size
     if task["task"] == "tagging":
@@ -505,7 +503,7 @@ def write_labels(model, tokenizer, start, documents, task, out):
 
 
 def starts(config):
-    """The texts to continue: the one that `start` stands for, or one after another as typed."""
+    """The prompts: the one that `start` stands for, or one after another as they are typed."""
     if config.interactive or config.start == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     if config.interactive:
@@ -525,7 +523,7 @@ def read_line(prompt):
 
 
 def read_input(read):
-    """What `read` gives of standard input; exits where that is not UTF-8."""
+    """`read()` from standard input; exits where that is not UTF-8."""
     try:
         return read()
     except UnicodeDecodeError:
@@ -535,7 +533,7 @@ def read_input(read):
 def read_text(path):
     """A prompt from a file, in UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig").removesuffix("\n")  # the editor's, not meant
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n")  # added by the editor
     except UnicodeDecodeError:
         raise SystemExit(f"start=FILE:{path} is not UTF-8: save it as UTF-8") from None
     except OSError as error:
@@ -543,7 +541,7 @@ def read_text(path):
 
 
 def load_for_sampling(config, world):
-    """(model, tokenizer, what its checkpoint says), told on standard error."""
+    """(model, tokenizer, contents of its checkpoint)."""
     named = config.out_dir if config.init_from == "resume" else config.init_from
     source, base = config.adapter or named, None
     if config.adapter and named != SampleConfig.out_dir:
@@ -564,21 +562,21 @@ def load_for_sampling(config, world):
 
 
 def tell_unused(config):
-    """Say so where something was typed that nothing will come of."""
+    """Name the options that have no effect."""
     if config.start and (config.chat or config.interactive):
-        print("start is not used: what to go on from is typed here", file=sys.stderr)
+        print("start is not used: the prompt is typed here", file=sys.stderr)
     if config.chat and config.num_samples != SampleConfig.num_samples:
-        print("num_samples is not used: a conversation has one answer", file=sys.stderr)
+        print("num_samples is not used: a conversation has one answer at a time", file=sys.stderr)
     if config.system and not config.chat:
         print("system is not used: it is for --chat", file=sys.stderr)
 
 
 def begin_conversation(model, tokenizer, task, config):
-    """Converse on the terminal, with a model that can; exits with one that cannot."""
+    """Converse on the terminal; exits if the model cannot."""
     if model.config.n_labels:
-        raise SystemExit("this model gives labels, and holds no conversation: type --start")
+        raise SystemExit("this model predicts labels and cannot converse: type --start")
     if not (tokenizer.chat_template or task.get("task") == "chat"):
-        print("this model was not taught to converse: finetune.py --task=chat", file=sys.stderr)
+        print("this model was not fine-tuned to chat: finetune.py --task=chat", file=sys.stderr)
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         converse(model, tokenizer, config, sys.stdout)
@@ -587,7 +585,7 @@ def begin_conversation(model, tokenizer, task, config):
 
 
 def write_for(context, tokenizer, start, documents, task, config):
-    """Write what the model says to `start`, a text or labels, and tell how fast it was."""
+    """Write the model's continuation or labels of `start`, and how fast it was."""
     if context.model.config.n_labels:
         write_labels(context.model, tokenizer, start, documents, task, sys.stdout)
         return
@@ -610,7 +608,7 @@ def main():
             begin_conversation(model, tokenizer, task, config)
             return
         if task.get("task") == "chat":
-            print("this model was taught to converse: --chat", file=sys.stderr)
+            print("this model was fine-tuned to chat: --chat", file=sys.stderr)
         context = new_context(model, config)
         for start in starts(config):
             try:

@@ -485,7 +485,7 @@ def test_a_classifier_and_a_tagger_label_new_text(tune, run, capsys):
     assert told == {"the": "O", "cat": "B-PET", "saw": "O", "Ann": "B-PER", "Lee": "I-PER"}
     run("sample.py", "--out_dir=out/tuned", "--start=" + "the cat " * 40, "--device=cpu")
     assert len(capsys.readouterr().out.splitlines()) == 80  # more than the context holds
-    with pytest.raises(SystemExit, match="holds no conversation"):
+    with pytest.raises(SystemExit, match="cannot converse"):
         run("sample.py", "--out_dir=out/tuned", "--chat")
 
 
