@@ -1,12 +1,12 @@
-"""Teach a trained model a task by examples: `python finetune.py config/finetune_mood.py`.
+"""Fine-tune a trained model on examples of a task: `python finetune.py config/finetune_mood.py`.
 
-An example becomes inputs and targets as in training, except that a target is -1 wherever nothing is
-to be learned: in a question, in what the user of a chat says (support/tasks.py).
+An example becomes inputs and targets as in train.py, except that a target is -1 wherever nothing is
+to be learned: in a question, or in what the user of a chat says (support/tasks.py).
 
     inputs     Who   lost   it   ?   Answer   :     Mei
     targets    -1    -1     -1   -1  -1       Mei   <|endoftext|>
 
-The examples of a step are put into rows, and go through train.py's loop: there is no other here.
+The examples of a step are put into rows, and train.py's loop trains on them; there is no other.
 """
 
 import dataclasses
@@ -35,7 +35,15 @@ from support.checkpoint import (
 from support.config import show_config, typed_options
 from support.distillation import load_teacher, taught_by
 from support.files import replacing
-from support.finetuning import begin
+from support.finetuning import (
+    begin,
+    short_start,
+    show_examples,
+    show_weights,
+    shown,
+    table,
+    tell_few_steps,
+)
 from support.fp8 import use_fp8
 from support.processes import only_main_prints, open_world
 from support.report import Report, advice_on_memory, farewell, in_words
@@ -45,66 +53,65 @@ from support.token_files import permuted
 from support.weights import averaged
 from train import Schedule, TrainConfig, evaluation, train, training_batches, windows_of
 
-QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # where no task is named
-# What does nothing to a folder of tokens, which has neither fields nor words nor examples.
+QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # when no task is named
+# Options that do not apply to a folder of tokens, which has no fields, words or examples.
 EXAMPLES_ALONE = "format fields encoding val_fraction long pack word_deletion word_swap token_shift"
-FEW_STEPS, FEW_TESTS = 20, 20  # with fewer updates little is learned, with fewer tests little told
-NOTHING = Example([0], [IGNORED])  # stands for examples that random changes left without a target
+NOTHING = Example([0], [IGNORED])  # fills a batch that random changes left without a target
 
 
 @dataclass
 class FinetuneConfig(TrainConfig):
-    """Teach a trained model a task by examples; what is not named here is as in train.py."""
+    """Fine-tune a trained model on examples of a task; all other options are those of train.py."""
 
     # from what, to what
     init_from: str = "out/stories"  # a run, a checkpoint, a Hugging Face folder or name; or resume
-    out_dir: str = "out/finetuned"  # checkpoints, log, and test.json with predictions.jsonl
-    pretrained: bool = True  # False: the same shape with drawn weights; what was pretraining worth?
-    redraw: tuple[Literal["attention", "mlp"], ...] = ()  # parts of each block to draw anew
+    out_dir: str = "out/finetuned"  # checkpoints, log, test.json and predictions.jsonl
+    pretrained: bool = True  # False: same shape, random weights; what was pretraining worth?
+    redraw: tuple[Literal["attention", "mlp"], ...] = ()  # parts of each block to reinitialise
     # on which examples
-    task: Literal[tuple(TASKS)] = "completion"  # what is learned of an example (support/tasks.py)
-    dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; or of tokens
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # auto: by its name
-    fields: tuple[str, ...] = ()  # what a file calls its own: --fields text=message label=topic
-    encoding: str = "utf-8"  # of the file; what Excel saves in Chinese is in gb18030
-    val_fraction: float = 0.1  # of a single file, and as much again to test with
-    generative: bool = False  # classification: write the label as text, without a head for labels
-    long: Literal["cut", "chunk"] = "cut"  # an example beyond block_size: keep its end, or split it
-    pack: bool | Literal["auto"] = "auto"  # several in a row; auto: with rotary positions
-    word_deletion: float = 0.0  # share of a text's words left out, anew in each epoch
-    word_swap: float = 0.0  # share that changes places with the next
-    token_shift: float = 0.0  # share overwritten by the word before, as if the text had shifted
+    task: Literal[tuple(TASKS)] = "completion"  # what to learn of an example (support/tasks.py)
+    dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; a folder of tokens
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # auto: by file name
+    fields: tuple[str, ...] = ()  # the file's names for ours: --fields text=message label=topic
+    encoding: str = "utf-8"  # of the file; Excel saves Chinese in gb18030
+    val_fraction: float = 0.1  # of a single file, and the same again for testing
+    generative: bool = False  # classification: generate the label as text, with no head for labels
+    long: Literal["cut", "chunk"] = "cut"  # examples beyond block_size: keep the end, or split
+    pack: bool | Literal["auto"] = "auto"  # several examples per row; auto: with rotary positions
+    word_deletion: float = 0.0  # fraction of a text's words to delete, resampled every epoch
+    word_swap: float = 0.0  # fraction of words to swap with the next
+    token_shift: float = 0.0  # fraction to overwrite with the previous word, as if the text shifted
     # what is trained
-    method: Literal[tuple(SETTINGS)] = "full"  # what is trained (support/adapters.py)
-    last_blocks: int = 1  # last: how many blocks
-    lora_rank: int = 8  # lora: the width of the detour around a matrix
-    lora_alpha: float = 16.0  # lora: its strength is this / lora_rank
-    lora_dropout: float = 0.0  # lora: share of its inputs zeroed
-    lora_targets: tuple[str, ...] = MATRICES  # lora: around which matrices of a block
+    method: Literal[tuple(SETTINGS)] = "full"  # what to train (support/adapters.py)
+    last_blocks: int = 1  # last: number of blocks
+    lora_rank: int = 8  # lora: rank of the update to a matrix
+    lora_alpha: float = 16.0  # lora: the update is scaled by lora_alpha / lora_rank
+    lora_dropout: float = 0.0  # lora: fraction of its inputs that is zeroed
+    lora_targets: tuple[str, ...] = MATRICES  # lora: which matrices of a block
     adapter_size: int = 16  # adapter: channels of the bottleneck
-    prefix_length: int = 16  # prefix: positions that are learned
-    merge: bool = False  # lora: also write merged.pt, a model like any other
+    prefix_length: int = 16  # prefix: number of learned positions
+    merge: bool = False  # lora: also write merged.pt, an ordinary model
     # from whom
-    teacher: str | None = None  # a model of the same tokens or labels, whose scores are learned too
-    teacher_weight: float = 0.5  # share of the loss that is about them
-    teacher_temperature: float = 2.0  # above 1: more of what the teacher thinks of the less likely
-    # how; as in train.py, with defaults for a model that knows a language already
-    block_size: int | None = None  # context; None: the model's
-    batch_size: int = 8  # examples at a time
-    gradient_accumulation_steps: int = 1  # batches in an update
-    epochs: float = 3.0  # times through the examples
-    max_iters: int | None = None  # updates, instead of epochs; None: what the epochs take
-    learning_rate: float = 5e-5  # for a large model; lora likes 2e-4, a very small model 1e-2
-    warmup_iters: int = 20  # updates in which the rates rise
-    min_lr: float = 0.0  # what learning_rate falls to
-    schedule: Schedule = "linear"  # of the rates
+    teacher: str | None = None  # model with the same tokens or labels, whose logits are learned too
+    teacher_weight: float = 0.5  # fraction of the loss that comes from the teacher
+    teacher_temperature: float = 2.0  # above 1: the teacher's less likely choices count for more
+    # how; as in train.py, with defaults for a model that already knows a language
+    block_size: int | None = None  # context length; None: the model's
+    batch_size: int = 8  # examples per micro-batch
+    gradient_accumulation_steps: int = 1  # micro-batches per update
+    epochs: float = 3.0  # passes over the examples
+    max_iters: int | None = None  # updates, instead of epochs; None: as many as the epochs take
+    learning_rate: float = 5e-5  # for a large model; try 2e-4 for lora, 1e-2 for a very small model
+    warmup_iters: int = 20  # updates of learning rate warmup
+    min_lr: float = 0.0  # what learning_rate decays to
+    schedule: Schedule = "linear"  # of the learning rates
     weight_decay: float = 0.0  # of matrices
     eval_interval: int = 100  # updates between evaluations
-    eval_iters: int = 0  # batches of the validation examples that are evaluated; 0: all
+    eval_iters: int = 0  # batches of validation examples to evaluate; 0: all
     log_interval: int = 10  # updates between lines of the log
-    best_metric: str | None = None  # what the best checkpoint is best in; None: the task's own
-    dry_run: bool = False  # print the plan, and end
-    compile: bool | Literal["auto"] = False  # examples differ in length
+    best_metric: str | None = None  # metric that picks the best checkpoint; None: the task's own
+    dry_run: bool = False  # print the plan and exit
+    compile: bool | Literal["auto"] = False  # off, since examples differ in length
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,28 +141,11 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(f"generative=True is for --task=classification, not {self.task}")
 
 
-# --------------------------------------------------------------------------------------- batches
-
-
-def noisy(text, config, chance):
-    """The text with some words left out, swapped with the next, or overwritten by the one before.
-
-    chance() draws from [0, 1). A Chinese character is a word. Blanks stay where they are.
-    """
-    parts = regex.findall(r"(\s*)(\p{Han}|[^\s\p{Han}]+)", text)
-    kept = [part for part in parts if chance() >= config.word_deletion] or parts
-    words = [word for _, word in kept]
-    for i in range(len(words) - 1):
-        if chance() < config.word_swap:
-            words[i], words[i + 1] = words[i + 1], words[i]
-    before = [*words[:1], *words]
-    words = [b if chance() < config.token_shift else w for b, w in zip(before, words)]
-    changed = "".join(gap + word for (gap, _), word in zip(kept, words))
-    return changed + text[len(text.rstrip()) :]
+# ------------------------------------------------------------------- batches with masked targets
 
 
 def fitting(example, size, long):
-    """The parts of an example that fit a context of `size`: its end, or all of it in turn."""
+    """[Example, …] that fit a context of `size`: the end of a longer one, or all of it in parts."""
     inputs, targets = example
     if len(inputs) <= size:
         return [example]
@@ -171,24 +161,24 @@ def fitting(example, size, long):
 
 
 def all_examples(task, lines, config):
-    """([Example, …] that fit the context, Counter of what happened on the way)."""
-    found, told = [], Counter()
+    """([Example, …] that fit the context, Counter of those too long and those without a target)."""
+    examples, counts = [], Counter()
     for line in lines:
         whole = task.examples(line)
         parts = [part for e in whole for part in fitting(e, config.block_size, task.long)]
         useful = [part for part in parts if any(t != IGNORED for t in part.targets)]
         too_long = any(len(e.inputs) > config.block_size for e in whole)
-        told["long"] += too_long or (task.splits and len(whole) > 1)
-        told["without a target"] += not useful
-        found += useful
-    return found, told
+        counts["long"] += too_long or (task.splits and len(whole) > 1)
+        counts["without a target"] += not useful
+        examples += useful
+    return examples, counts
 
 
 def example_batches(task, lines, examples, config, world):
     """`batch_at(step)`: this process's micro-batches of that step, dicts for `model(**batch)`.
 
-    Every epoch has each example once, in an order of its own, and with changes of its own where the
-    config asks for random ones. It is a function of the step alone.
+    Every epoch has each example once, in its own order and, where the config asks for random
+    changes, with its own changes. The batches of a step depend on the step alone.
     """
     per_step = config.batch_size * config.gradient_accumulation_steps
     mine = per_step // world.size
@@ -201,7 +191,7 @@ def example_batches(task, lines, examples, config, world):
     n = len(lines) if is_noisy else len(examples)
     pack = config.position == "rope" if config.pack == "auto" else config.pack
 
-    def example_at(number, epoch):
+    def examples_at(number, epoch):
         if not is_noisy:
             return [examples[number]]
         chance = np.random.default_rng([config.seed, epoch, number]).random
@@ -209,42 +199,101 @@ def example_batches(task, lines, examples, config, world):
         return all_examples(task, [lines[number] | {task.noisy_field: changed}], config)[0]
 
     def batch_at(step):
-        numbers = step * per_step + world.rank * mine + np.arange(mine)
-        epochs, places = np.divmod(numbers, n)
-        order = np.empty_like(places)
+        # The next examples of an endless reading, in which each epoch is shuffled in its own way.
+        epochs, places = np.divmod(step * per_step + world.rank * mine + np.arange(mine), n)
+        numbers = np.empty_like(places)
         for epoch in np.unique(epochs):
-            of_epoch = epochs == epoch
-            order[of_epoch] = permuted(places[of_epoch], n, [config.seed, epoch])
-        found = [example_at(int(number), int(epoch)) for number, epoch in zip(order, epochs)]
-        cuts = range(0, mine, config.batch_size)
-        micro = [[*chain(*found[i : i + config.batch_size])] or [NOTHING] for i in cuts]
-        return [batch_of(some, pack, hide_padding=not config.causal) for some in micro]
+            in_epoch = epochs == epoch
+            numbers[in_epoch] = permuted(places[in_epoch], n, [config.seed, epoch])
+        chosen = [examples_at(int(number), int(epoch)) for number, epoch in zip(numbers, epochs)]
+
+        batches = []
+        for first in range(0, mine, config.batch_size):
+            together = [*chain(*chosen[first : first + config.batch_size])] or [NOTHING]
+            batches.append(batch_of(together, pack, hide_padding=not config.causal))
+        return batches
 
     return batch_at
 
 
+def noisy(text, config, chance):
+    """The text with some words deleted, swapped with the next, or overwritten by the previous one.
+
+    chance() samples from [0, 1). A Chinese character is a word. Whitespace stays where it is.
+    """
+    parts = regex.findall(r"(\s*)(\p{Han}|[^\s\p{Han}]+)", text)
+    kept = [part for part in parts if chance() >= config.word_deletion] or parts
+    words = [word for _, word in kept]
+    for i in range(len(words) - 1):
+        if chance() < config.word_swap:
+            words[i], words[i + 1] = words[i + 1], words[i]
+    previous = [*words[:1], *words]
+    words = [p if chance() < config.token_shift else w for p, w in zip(previous, words)]
+    changed = "".join(gap + word for (gap, _), word in zip(kept, words))
+    return changed + text[len(text.rstrip()) :]
+
+
+# ---------------------------------------------- training: on which batches, for how many updates
+
+
+def batches_for(config, start, world):
+    """(config with `max_iters` set to what its epochs take, `batch_at`)."""
+    if start.dataset:
+        for name in EXAMPLES_ALONE.split():
+            if getattr(config, name) != getattr(FinetuneConfig, name):
+                raise SystemExit(
+                    f"{name}={getattr(config, name)} is for examples, and {config.dataset} is a "
+                    f"folder of tokens: leave out --{name}"
+                )
+        n = len(windows_of(start.dataset, "train", config))
+        return with_steps(config, n), training_batches(start.dataset, config, world)
+    examples, counts = all_examples(start.task, start.lines["train"], config)
+    if not examples:
+        raise SystemExit(f"{config.dataset}: no training example has anything to learn")
+    show_examples(start.task, start.lines, examples, counts, config)
+    planned = with_steps(config, len(examples))
+    if planned != config:
+        tell_few_steps(planned, len(examples))
+    return planned, example_batches(start.task, start.lines["train"], examples, planned, world)
+
+
+def with_steps(config, n):
+    """The config with the number of updates that its epochs of `n` examples take."""
+    if config.max_iters is not None:
+        return config
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    return dataclasses.replace(config, max_iters=max(1, round(config.epochs * n / per_step)))
+
+
+# ----------------------------------------------------------------------------------- evaluation
+
+
 def judge(task, lines, model, compiled_model, config, world):
-    """({name: number}, answers) of a model on some lines, which the processes share."""
+    """({metric: value}, answers) of a model on these lines, which the processes share."""
     mine = lines[world.rank :: world.size]
+
+    # The mean loss over all targets.
     examples, _ = all_examples(task, mine, config)
     examples.sort(key=lambda example: len(example.inputs))
     total, count = 0.0, 0
     for first in range(0, len(examples), config.batch_size):
-        some = examples[first : first + config.batch_size]
-        batch = batch_of(some, hide_padding=not config.causal)
+        together = examples[first : first + config.batch_size]
+        batch = batch_of(together, hide_padding=not config.causal)
         n = int((batch["targets"] != IGNORED).sum())
         with world.precision():
             _, loss = compiled_model(**world.place(batch))
         total, count = total + loss.item() * n, count + n
     total, count = world.sum(total, count)
+    loss = total / max(count, 1)
+
+    # The answers, in the order of the lines.
     answers = world.gather(task.answers(model, mine))
     answers = [answers[i % world.size][i // world.size] for i in range(len(lines))]
-    loss = total / max(count, 1)
     return {"val_loss": loss} | task.numbers(lines, answers, loss, count), answers
 
 
 def task_evaluation(task, lines, model, config, world, show):
-    """`evaluate(model)` on some of the lines, always the same; `show` gets one of the answers."""
+    """`evaluate(model)` on a fixed subset of the lines; passes one of the answers to `show`."""
     n = min(config.eval_iters * config.batch_size or len(lines), len(lines))
     chosen = [lines[i * len(lines) // n] for i in range(n)]
 
@@ -258,59 +307,18 @@ def task_evaluation(task, lines, model, config, world, show):
     return evaluate
 
 
-def shown(answer):
-    """An answer in a line."""
-    text = " ".join(answer) if isinstance(answer, list) else answer.strip().replace("\n", " / ")
-    return text if len(text) < 70 else text[:69] + "…"
+def evaluation_for(config, start, world, show):
+    """`evaluate(model)` on the validation examples, or on both splits of a folder of tokens."""
+    if start.dataset:
+        return evaluation(start.dataset, config, world)
+    return task_evaluation(start.task, start.lines["val"], start.model, config, world, show)
 
 
-def with_steps(config, n):
-    """The config with the number of updates that its epochs of `n` examples take."""
-    if config.max_iters is not None:
-        return config
-    per_step = config.batch_size * config.gradient_accumulation_steps
-    return dataclasses.replace(config, max_iters=max(1, round(config.epochs * n / per_step)))
-
-
-def show_examples(task, lines, examples, told, config):
-    """Print how many examples there are, and what did not fit."""
-    n_targets = sum(sum(t != IGNORED for t in example.targets) for example in examples)
-    counts = ", ".join(f"{len(some):,} to {name}" for name, some in lines.items())
-    print(f"examples: {counts}; {n_targets:,} targets in an epoch")
-    done = "split" if task.long == "chunk" or task.splits else "their beginning is cut off"
-    if told["long"]:
-        print(f"{told['long']:,} are longer than block_size={config.block_size}: {done}")
-    if told["without a target"]:
-        print(f"{told['without a target']:,} have nothing to learn in them: left out")
-    if len(lines["test"]) < FEW_TESTS:
-        print(f"{len(lines['test'])} to test are too few to tell a good model from a bad one")
-
-
-def tell_few_steps(config, n):
-    """Say so where `n` examples make fewer updates than anything can be learned in."""
-    if config.max_iters < FEW_STEPS:
-        size = min(config.batch_size, 4)
-        more = math.ceil(3 * FEW_STEPS * size / n)
-        print(
-            f"{n:,} examples make {config.max_iters:,} updates of batch_size={config.batch_size}: "
-            f"too few to learn from; try --batch_size={size} --epochs={more}"
-            + " --gradient_accumulation_steps=1"
-            * (config.gradient_accumulation_steps > 1)
-        )
-
-
-def show_weights(model):
-    """Print how much of the model is trained."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in model.parameters())
-    print(f"trained are {trained:,} of {everything:,} weights ({trained / everything:.2%})")
-
-
-# ----------------------------------------------------------------------------------------- the end
+# ----------------------------------------------------------------------------------------- test
 
 
 def finish(start, config, world):
-    """Test the best checkpoint, and write it without LoRA where that was asked for."""
+    """Test the best checkpoint; for merge=True also write it with LoRA merged into its weights."""
     best = read_checkpoint(Path(config.out_dir) / BEST)
     start.model.load_state_dict(averaged(best), strict=False)
     if start.lines:
@@ -318,21 +326,11 @@ def finish(start, config, world):
     if config.merge and world.is_main:
         path = Path(config.out_dir) / MERGED
         save_checkpoint(path, merged_checkpoint(Path(config.out_dir) / BEST))
-        print(f"{path} is a model like any other: sample from it, convert it, train it further")
-
-
-def short_start(start):
-    """A text of the examples to try the model with: a short one, easily typed, or …"""
-    task = start.task
-    for line in start.lines["test"] if start.lines else []:
-        text = line[task.noisy_field] if task.noisy_field else " ".join(line.get("tokens", ()))
-        if 0 < len(text) < 60 and not set(text) & set('\n"\\$`!%'):
-            return text
-    return "…"
+        print(f"{path} is an ordinary model: sample from it, convert it, train it further")
 
 
 def test(task, lines, model, config, world):
-    """Judge a model on the test examples, beside those who guess; print it and write it down."""
+    """Evaluate a model and the baselines on the test examples; print and save the results."""
     model.eval()
     with torch.no_grad():
         numbers, answers = judge(task, lines["test"], model, model, config, world)
@@ -348,28 +346,15 @@ def test(task, lines, model, config, world):
         json.dump(rows, file, indent=1, ensure_ascii=False)
     with replacing(Path(config.out_dir) / "predictions.jsonl", "w") as file:
         for line, answer in zip(lines["test"], answers):
-            told = line if answer is None else line | {"answer": answer}
-            file.write(json.dumps(told, ensure_ascii=False) + "\n")
-
-
-def table(rows):
-    """A table of {who: {what: number}}: a line for each what, a column for each who."""
-    first, *others = rows
-    heads = [first, *(f"({i})" for i in range(1, len(rows)))]
-    lines = [" " * 18 + "".join(f"{head:>12}" for head in heads)]
-    for what in rows[first]:
-        numbers = [rows[who].get(what, math.nan) for who in rows]
-        cells = ["" if math.isnan(number) else f"{number:.4g}" for number in numbers]
-        lines.append(f"{what.replace('_', ' '):<18}" + "".join(f"{cell:>12}" for cell in cells))
-    told = [f"({i}) {who}" for i, who in enumerate(others, 1)]
-    return "\n".join(line.rstrip() for line in [*lines, "", *told])
+            answered = line if answer is None else line | {"answer": answer}
+            file.write(json.dumps(answered, ensure_ascii=False) + "\n")
 
 
 # ----------------------------------------------------------------------------------------- main
 
 
 def read_finetune_config():
-    """What `read_config` gives; a run that goes on keeps its task and its method."""
+    """What `read_config` returns; a resumed run keeps its task and its method."""
     fixed = ("optimizer", "task", "generative", "pretrained", "redraw", "method")
     fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
     own = typed_options(sys.argv[1:]).keys() & {"init_from", "dataset", "data", "task"}
@@ -377,34 +362,6 @@ def read_finetune_config():
     if resumed and config.epochs != resumed["train_config"]["epochs"]:
         config = dataclasses.replace(config, max_iters=None)
     return config, resumed
-
-
-def batches_for(config, start, world):
-    """(config that knows how many updates the epochs take, `batch_at`)."""
-    if start.dataset:
-        for name in EXAMPLES_ALONE.split():
-            if getattr(config, name) != getattr(FinetuneConfig, name):
-                raise SystemExit(
-                    f"{name}={getattr(config, name)} is for examples, and {config.dataset} is a "
-                    f"folder of tokens: leave out --{name}"
-                )
-        n = len(windows_of(start.dataset, "train", config))
-        return with_steps(config, n), training_batches(start.dataset, config, world)
-    examples, told = all_examples(start.task, start.lines["train"], config)
-    if not examples:
-        raise SystemExit(f"{config.dataset}: there is nothing to learn in any training example")
-    show_examples(start.task, start.lines, examples, told, config)
-    planned = with_steps(config, len(examples))
-    if planned != config:
-        tell_few_steps(planned, len(examples))
-    return planned, example_batches(start.task, start.lines["train"], examples, planned, world)
-
-
-def evaluation_for(config, start, world, show):
-    """`evaluate(model)` on the validation examples, or on both splits of a folder of tokens."""
-    if start.dataset:
-        return evaluation(start.dataset, config, world)
-    return task_evaluation(start.task, start.lines["val"], start.model, config, world, show)
 
 
 def main():

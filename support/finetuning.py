@@ -1,7 +1,8 @@
-"""What a fine-tuning run starts from: a trained model, a task, examples, and how these fit."""
+"""Setting up a fine-tuning run: load the model, task and examples, check them, print a summary."""
 
 import dataclasses
 import json
+import math
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model import ModelConfig, Transformer
+from model import IGNORED, ModelConfig, Transformer
 from support.adapters import adds, fingerprint_of, put_in, settings_of
 from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_model, model_in, refuse_added
@@ -23,26 +24,27 @@ from support.tokenizer import tokenizer_from_dict
 from support.tokenizer_files import assumed_tokenizer, chat_template_of
 from support.weights import CHANGEABLE, averaged, fitted
 
-KEPT = ("model_config", "tokenizer", "data", "task", "method")  # when a run goes on
+KEPT = ("model_config", "tokenizer", "data", "task", "method")  # when a run is resumed
+FEW_STEPS, FEW_TESTS = 20, 20  # fewer updates teach little, fewer test examples say little
 
 
 class Start(NamedTuple):
-    """All that a run needs besides its config."""
+    """Everything that a run needs besides its config."""
 
     model: nn.Module
     task: Task
-    lines: dict | None  # {"train": […], "val": […], "test": […]}: the examples
+    lines: dict | None  # the examples: {"train": […], "val": […], "test": […]}
     dataset: Dataset | None  # or a folder of tokens
-    metadata: dict  # what a checkpoint says besides
+    metadata: dict  # what else a checkpoint stores
 
 
 def begin(config, resumed):
-    """(config with the model's shape and the task's metric, Start) of a new run, or one resumed."""
+    """(config with the model's shape and the task's metric, Start) of a new or a resumed run."""
     return go_on(config, resumed) if resumed else begin_anew(config)
 
 
 def begin_anew(config):
-    """What `begin` gives for a run from a trained model."""
+    """`begin` for a new run from a trained model."""
     base, tokenizer, documents = start_from(config)
     config = dataclasses.replace(config, block_size=block_size_for(config, base))
     lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
@@ -59,7 +61,7 @@ def begin_anew(config):
 
 
 def go_on(config, resumed):
-    """What `begin` gives for a run that goes on from its last checkpoint."""
+    """`begin` for a run resumed from its last checkpoint."""
     tokenizer = tokenizer_from_dict(resumed["tokenizer"])
     documents = resumed["data"]["train_documents"]
     lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
@@ -71,14 +73,14 @@ def go_on(config, resumed):
 
 
 def examples_or_tokens(config, tokenizer, documents):
-    """(examples, None) or (None, Dataset), and what a checkpoint says of them."""
+    """(examples, None, description) or (None, Dataset, description), for the checkpoint."""
     if is_token_folder(config.dataset):
         dataset = open_tokens(config, tokenizer)
         return None, dataset, dataset.describe() | {"train_documents": documents}
     how = config.format, config.fields, config.val_fraction, config.encoding
     lines = open_examples(config.dataset, config.task, *how)
     if config.document_mask:
-        raise SystemExit("document_mask=True: examples never see each other; leave it out")
+        raise SystemExit("document_mask=True: examples never attend to each other; leave it out")
     return lines, None, describe_examples(config, lines, documents)
 
 
@@ -89,7 +91,7 @@ def is_token_folder(name):
 
 
 def open_tokens(config, tokenizer):
-    """The Dataset of a folder of tokens, which are to be those of the model."""
+    """The Dataset of a folder of tokens; exits unless its tokenizer is the model's."""
     if config.task != "text":
         raise SystemExit(
             f"{config.dataset} is a folder of tokens, for --task=text; --task={config.task} "
@@ -101,18 +103,18 @@ def open_tokens(config, tokenizer):
 
 
 def block_size_for(config, base):
-    """The context asked for, or the model's; exits where the model cannot have such."""
+    """The context length asked for, or the model's; exits if the model does not support it."""
     known = base.config
     if known.position == "learned" and (config.block_size or 0) > known.block_size:
         raise SystemExit(
-            f"block_size={config.block_size}: {config.init_from} has learned "
-            f"{known.block_size} positions and knows no others: --block_size={known.block_size}"
+            f"block_size={config.block_size}: {config.init_from} has learned embeddings for only "
+            f"{known.block_size} positions; use --block_size={known.block_size}"
         )
     return config.block_size or known.block_size
 
 
 def describe_examples(config, lines, documents):
-    """What a checkpoint keeps of its examples: enough to notice when they have changed."""
+    """What a checkpoint stores about its examples: enough to detect that they have changed."""
     content = json.dumps(lines, sort_keys=True).encode()
     return {
         "dataset": str(config.dataset),
@@ -123,7 +125,7 @@ def describe_examples(config, lines, documents):
 
 
 def describe_answers(config, task, lines):
-    """What a checkpoint says of the task: all that it takes to answer."""
+    """What a checkpoint stores about the task: everything needed to answer."""
     answers = {"task": config.task, "generative": config.generative, "labels": list(task.labels)}
     if config.task == "tagging":
         words = chain.from_iterable(line["tokens"] for line in lines["train"])
@@ -132,43 +134,43 @@ def describe_answers(config, task, lines):
 
 
 def describe_method(config, base):
-    """What a checkpoint says of how it was trained, and of the base that an adapter needs."""
+    """What a checkpoint stores about its method, and about the base that an adapter needs."""
     method = settings_of(config)
     if not adds(method):
         return method
     if Path(config.init_from).resolve() == Path(config.out_dir).resolve():
         raise SystemExit(
-            f"out_dir={config.out_dir} is where the base is, which the {config.method} will "
-            f"need: choose another, --out_dir={config.out_dir}_{config.method}"
+            f"out_dir={config.out_dir} holds the base model, which --method={config.method} "
+            f"needs: choose another, --out_dir={config.out_dir}_{config.method}"
         )
     known = {"base": config.init_from, "base_fingerprint": fingerprint_of(base.state_dict())}
     return method | known
 
 
 def check_resumed(resumed, task, data):
-    """Exit where the labels are others than before; say so where the examples are."""
+    """Exit if the labels differ from those of the run; report it if the examples do."""
     labels = resumed["task"]["labels"]
     if labels != list(task.labels):
         raise SystemExit(
-            f"the run knows the labels {', '.join(labels)}, these examples have "
-            f"{', '.join(task.labels)}: start anew with --init_from=BASE"
+            f"the run has the labels {', '.join(labels)}, these examples have "
+            f"{', '.join(task.labels)}: start a new run with --init_from=BASE"
         )
     tell_changes(resumed["data"], data)
 
 
 def start_from(config):
-    """(model, tokenizer, number of documents it was trained on) of `init_from`."""
+    """(model, tokenizer, number of documents that it was trained on) of `init_from`."""
     if config.init_from == "scratch":
         raise SystemExit(
-            "init_from=scratch: finetune.py needs a trained model, init_from=PATH; with "
-            "--pretrained=False it takes its shape alone and draws the weights"
+            "init_from=scratch: finetune.py needs a trained model, --init_from=PATH; with "
+            "--pretrained=False it uses only its shape and initialises the weights randomly"
         )
     model, tokenizer, checkpoint = load_model(config.init_from)
     refuse_added(model, config.init_from)
     tokenizer = tokenizer or assumed_tokenizer(config.init_from, model)
     if model.config.n_labels:
         raise SystemExit(
-            f"{config.init_from} gives labels instead of tokens; start from what it was made from"
+            f"{config.init_from} predicts labels instead of tokens; start from its base model"
         )
     if config.vocab_size not in (None, model.config.vocab_size):
         raise SystemExit(
@@ -177,17 +179,17 @@ def start_from(config):
         )
     documents = checkpoint["data"].get("train_documents", 0)
     if config.task == "chat":
-        tokenizer, documents = for_chat(tokenizer), 0  # a chat begins as its template says
+        tokenizer, documents = for_chat(tokenizer), 0  # the chat template says how a text begins
     if tokenizer.vocab_size > model.config.vocab_size and config.method != "full":
         raise SystemExit(
-            f"{config.init_from} has no tokens that mark who speaks, and --method={config.method} "
-            "cannot teach it new ones: use --method=full, or a model that was made for chat"
+            f"{config.init_from} has no special tokens for chat, and --method={config.method} "
+            "cannot train new ones: use --method=full, or a chat model"
         )
     return model, tokenizer, documents
 
 
 def for_chat(tokenizer):
-    """The tokenizer with marks of who speaks, if it had none, and a turn's end as a text's end."""
+    """The tokenizer with special tokens for chat, added if missing; its `eot` ends a turn."""
     saved, n = tokenizer.to_dict(), tokenizer.vocab_size
     if chat_template_of(tokenizer) is None:
         new = {mark: n + i for i, mark in enumerate(MARKS)}
@@ -201,16 +203,19 @@ def for_chat(tokenizer):
 
 
 def model_for_task(config, base, task, tokenizer):
-    """(config with the shape of the model, the model), ready to be trained by `method`."""
+    """(config with the model's shape, the model), ready to be trained with `method`."""
     known = base.config
     if not config.pretrained and config.method != "full":
-        raise SystemExit(f"pretrained=False leaves nothing for --method={config.method}: use full")
+        raise SystemExit(
+            f"pretrained=False leaves --method={config.method} nothing to build on: "
+            "use --method=full"
+        )
     own = ("block_size", "causal", *CHANGEABLE)
     shape = vars(known) | {name: getattr(config, name) for name in own}
     for field in dataclasses.fields(ModelConfig):
         asked, settled = getattr(config, field.name), shape[field.name]
         if asked not in (None, field.default, settled):
-            print(f"{config.init_from} settles: {field.name}={settled}")
+            print(f"{config.init_from} determines {field.name}={settled}")
     shape |= {
         "vocab_size": max(known.vocab_size, tokenizer.vocab_size),
         "n_labels": len(task.labels),
@@ -218,16 +223,16 @@ def model_for_task(config, base, task, tokenizer):
     }
     if config.redraw and config.method != "full":
         raise SystemExit(
-            f"redraw={' '.join(config.redraw)} leaves parts that --method={config.method} would "
-            "not train: use full"
+            f"redraw={' '.join(config.redraw)} reinitialises parts that "
+            f"--method={config.method} does not train: use --method=full"
         )
     if not config.causal and not task.labels:
-        raise SystemExit("causal=False sees what it is to write; it is for labels and tags alone")
+        raise SystemExit("causal=False sees the text to generate; it is for labels and tags only")
     metric = config.best_metric or task.best_metric
     config = dataclasses.replace(config, **shape, best_metric=metric)
     torch.manual_seed(config.seed)
     if config.pretrained:
-        context = max(config.block_size, known.block_size)  # what it could, it still can
+        context = max(config.block_size, known.block_size)  # keep the longer one
         model = fitted(base, model_part(config, block_size=context))
         if config.redraw:
             redraw(model, config.redraw)
@@ -238,7 +243,75 @@ def model_for_task(config, base, task, tokenizer):
 
 
 def redraw(model, parts):
-    """Give these parts of every block, their norms with them, weights as before any training."""
-    drawn = Transformer(model.config).state_dict()
-    anew = [n for n in drawn if n.startswith("blocks.") and n.split(".")[2].startswith(parts)]
-    model.load_state_dict({name: drawn[name] for name in anew}, strict=False)
+    """Reinitialise these parts of every block, along with their norms."""
+    fresh = Transformer(model.config).state_dict()
+    names = [n for n in fresh if n.startswith("blocks.") and n.split(".")[2].startswith(parts)]
+    model.load_state_dict({name: fresh[name] for name in names}, strict=False)
+
+
+# ------------------------------------------------------------------------- what a run prints
+
+
+def show_examples(task, lines, examples, counts, config):
+    """Print how many examples there are, and how many do not fit."""
+    n_targets = sum(sum(t != IGNORED for t in example.targets) for example in examples)
+    sizes = ", ".join(f"{len(of_split):,} {split}" for split, of_split in lines.items())
+    print(f"examples: {sizes}; {n_targets:,} targets per epoch")
+    done = "split" if task.long == "chunk" or task.splits else "their beginning is cut off"
+    if counts["long"]:
+        print(f"{counts['long']:,} are longer than block_size={config.block_size}: {done}")
+    if counts["without a target"]:
+        print(f"{counts['without a target']:,} have no target and are left out")
+    if len(lines["test"]) < FEW_TESTS:
+        print(f"{len(lines['test'])} test examples are too few to tell a good model from a bad one")
+
+
+def tell_few_steps(config, n):
+    """Warn if `n` examples make too few updates to learn from."""
+    if config.max_iters >= FEW_STEPS:
+        return
+    size = min(config.batch_size, 4)
+    more = math.ceil(3 * FEW_STEPS * size / n)
+    options = f"--batch_size={size} --epochs={more}"
+    if config.gradient_accumulation_steps > 1:
+        options += " --gradient_accumulation_steps=1"
+    print(
+        f"{n:,} examples make {config.max_iters:,} updates of batch_size={config.batch_size}: "
+        f"too few to learn from; try {options}"
+    )
+
+
+def show_weights(model):
+    """Print how many of the model's weights are trained."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    print(f"trained weights: {trained:,} of {total:,} ({trained / total:.2%})")
+
+
+def shown(answer):
+    """An answer on one line, shortened."""
+    text = " ".join(answer) if isinstance(answer, list) else answer.strip().replace("\n", " / ")
+    return text if len(text) < 70 else text[:69] + "…"
+
+
+def short_start(start):
+    """A short test text that is easy to type, to try the model with; … if there is none."""
+    task = start.task
+    for line in start.lines["test"] if start.lines else []:
+        text = line[task.noisy_field] if task.noisy_field else " ".join(line.get("tokens", ()))
+        if 0 < len(text) < 60 and not set(text) & set('\n"\\$`!%'):
+            return text
+    return "…"
+
+
+def table(rows):
+    """{model: {metric: value}} as text: a line for each metric, a column for each model."""
+    first, *others = rows
+    heads = [first, *(f"({i})" for i in range(1, len(rows)))]
+    lines = [" " * 18 + "".join(f"{head:>12}" for head in heads)]
+    for metric in rows[first]:
+        values = [row.get(metric, math.nan) for row in rows.values()]
+        cells = ["" if math.isnan(value) else f"{value:.4g}" for value in values]
+        lines.append(f"{metric.replace('_', ' '):<18}" + "".join(f"{cell:>12}" for cell in cells))
+    legend = [f"({i}) {name}" for i, name in enumerate(others, 1)]
+    return "\n".join(line.rstrip() for line in [*lines, "", *legend])

@@ -347,7 +347,7 @@ def test_every_task_runs_is_tested_and_written_down(task, tune, capsys):
     tune(task)
     out = capsys.readouterr().out
     assert "6 test examples" in out and "this model" in out
-    assert max(map(len, out.split("trained are")[1].splitlines())) <= 100
+    assert max(map(len, out.split("trained weights:")[1].splitlines())) <= 100
     numbers = results()["this model"]
     assert math.isfinite(numbers["loss"])
     assert last()["train_config"]["best_metric"] in {f"val_{name}" for name in numbers} | {*numbers}
@@ -535,7 +535,7 @@ def test_too_few_examples_are_told_with_what_to_try(tune, capsys):
     tune("completion", "--batch_size=64", "--epochs=3", "--max_iters=None")
     told = capsys.readouterr().out
     assert "too few to learn from; try --batch_size=4 --epochs=" in told
-    assert "6 to test are too few to tell a good model from a bad one" in told
+    assert "6 test examples are too few to tell a good model from a bad one" in told
     assert 'to see it write: python sample.py --out_dir=out/tuned --start="' in told
 
 
@@ -602,7 +602,7 @@ def test_a_hugging_face_model_is_taught_to_chat_with_rows_for_the_marks_it_lacks
     tuned, tokenizer, _ = load_model("out/tuned")
     assert tuned.config.vocab_size == tokenizer.vocab_size == 259
     assert tokenizer.eot == tokenizer.special_tokens["<|im_end|>"]
-    with pytest.raises(SystemExit, match="no tokens that mark who speaks"):
+    with pytest.raises(SystemExit, match="no special tokens for chat"):
         tune("chat", "--init_from=gpt2", "--method=lora")
     run("convert.py", "out/tuned", "--to=hf", "--out=out/tuned_hf")
     again, written, _ = load_model("out/tuned_hf")
@@ -667,7 +667,7 @@ def test_what_is_to_be_redrawn_starts_anew_and_nothing_else(tune, parts):
         (["--lora_rank=0"], "lora_rank"),
         (["--lora_targets", "queery"], "queery"),
         (["--redraw", "atention"], "atention"),
-        (["--redraw", "mlp", "--method=lora"], "use full"),
+        (["--redraw", "mlp", "--method=lora"], "use --method=full"),
         (["--generative"], "task=classification"),
         (["--merge"], "method=lora"),
         (["--token_shift=1.5"], "token_shift"),
@@ -812,7 +812,7 @@ def test_a_dataset_of_ones_own_does_not_get_the_recipe_for_stories(run, capsys):
 
 def test_typed_shapes_that_the_base_settles_are_told(tune, capsys):
     tune("completion", "--norm=rmsnorm", "--max_iters=1")
-    assert "out/base settles: norm=layernorm" in capsys.readouterr().out
+    assert "out/base determines norm=layernorm" in capsys.readouterr().out
 
 
 def test_a_resumed_run_evaluates_its_average(tune, run, capsys):
