@@ -1,1 +1,1 @@
-"""What the scripts stand on. Nothing here is about transformers: a first reading may skip it."""
+"""The modules behind the scripts. None is about transformers: skip them on a first reading."""

@@ -1,4 +1,4 @@
-"""Files of examples to fine-tune on: read, checked line by line, and split.
+"""Read files of examples for fine-tuning, check them line by line, and split them.
 
     a line of JSON                                                     task
     {"text": …}                                                        text
@@ -8,8 +8,8 @@
     {"text": …, "label": …}                       or CSV, TSV          classification
     {"tokens": […], "tags": […]}                  or columns (CoNLL)   tagging
 
-A .json file holds a list of such objects. Whatever is wrong with a line ends the program with the
-name of the file and the number of the line, before any training.
+A .json file contains a list of such objects. Any error in a line ends the program with the file
+name and the line number, before any training.
 """
 
 import csv
@@ -24,7 +24,7 @@ ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 ROLES = "system", "user", "assistant"
 OURS = "text label prompt completion instruction input output messages tokens tags".split()
-SHAREGPT = {"human": "user", "gpt": "assistant"}  # who speaks, in its words
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names for the roles
 SPLITS = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "dev", "testa"),
@@ -39,9 +39,9 @@ FORMATS = {
     ".bio": "conll",
     ".txt": "conll",
 }
-# Of other ways to mark where an entity begins and ends (BILOU, BIOES, BMES), what BIO says instead.
+# The prefixes of other tagging schemes (BILOU, BIOES, BMES), and what BIO uses instead.
 IN_BIO = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
-# The fields by which the lines of a task are known.
+# The fields that identify the task of a line.
 FIELDS = (
     ("chat", {"messages"}),
     ("chat", {"conversations"}),
@@ -54,11 +54,11 @@ FIELDS = (
 
 
 def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encoding="utf-8"):
-    """{"train": lines, "val": lines, "test": lines} of a file, or of a folder with a file each.
+    """{"train": lines, "val": lines, "test": lines} from a file, or from a folder with a file each.
 
-    A line is a dict of the fields that `task` reads. What is one file is split by the hash of its
-    lines, so that equal ones stay together. fields are pairs `text=message`: what a file calls its
-    own. Exits with a message where something is wrong.
+    A line is a dict of the fields that `task` reads. A single file is split by the hash of its
+    lines, so that equal lines stay together. fields: pairs `text=message`, our name and the file's.
+    Exits with a message if anything is wrong.
     """
     check_encoding(encoding)
     path = Path("data") / path if (Path("data") / path).exists() else Path(path)
@@ -78,16 +78,16 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encodi
 
 
 def advice_on_place(path):
-    """What is there instead of `path`, or the command that makes it."""
+    """What exists instead of `path`, or the command that creates it."""
     if path.parent.is_dir():
-        return f"; {path.parent} holds {listing(path.parent, path.name)}"
+        return f"; {path.parent} contains {listing(path.parent, path.name)}"
     if path.parent.name == "tasks":
         return f"; make it with: python prepare_data.py {path.parent.parent.name}"
     return ""
 
 
 def listing(folder, wanted=""):
-    """Some names in a folder, for a message: those most like the one that was wanted first."""
+    """Some file names in a folder, for a message: those most similar to `wanted` first."""
     names = sorted(file.name for file in folder.iterdir() if file.suffix in FORMATS)
     names = names or sorted(file.name for file in folder.iterdir())
     near = difflib.get_close_matches(wanted, names)
@@ -97,7 +97,7 @@ def listing(folder, wanted=""):
 
 
 def pair_in(pair):
-    """(our name, theirs) of `text=message`."""
+    """(our name, the file's name) from `text=message`."""
     ours, equals, theirs = pair.partition("=")
     if not equals or ours not in OURS:
         raise SystemExit(
@@ -108,7 +108,7 @@ def pair_in(pair):
 
 
 def files_in(folder):
-    """The file of each split in a folder, {"train": path, …}."""
+    """The file of each split in a folder: {"train": path, …}."""
     found = {}
     for split, names in SPLITS.items():
         for file in sorted(folder.iterdir()):
@@ -119,21 +119,21 @@ def files_in(folder):
                 found[split] = file
     if "train" not in found:
         raise SystemExit(
-            f"dataset={folder}: expected in it a file train.jsonl (or .json .csv .tsv .conll .txt) "
-            f"and perhaps val and test; it holds {listing(folder)}"
+            f"dataset={folder}: expected a file train.jsonl (or .json .csv .tsv .conll .txt) "
+            f"and optionally val and test; it contains {listing(folder)}"
         )
     return found
 
 
 def split_by_hash(lines, shares, test, path):
-    """{"train", "val", "test"}: shares of the lines by hash, equal ones always together."""
+    """Split the lines by hash: {"train", "val", "test"}. Equal lines always stay together."""
     keys = [hash_of(line) for line in lines]
     ranked = sorted(set(keys))
     n_val, n_test = (max(1, round(share * len(ranked))) if share else 0 for share in shares)
     if len(ranked) <= n_val + n_test:
         raise SystemExit(
-            f"{path}: {len(ranked)} different examples are too few for a split of their own to "
-            "validate on; give more, or a folder with train.jsonl and val.jsonl"
+            f"{path}: {len(ranked)} different examples are too few to split off a validation "
+            "set; provide more, or a folder with train.jsonl and val.jsonl"
         )
     rank = {key: i for i, key in enumerate(ranked)}
     found = {"train": [], "val": [], "test": list(test or [])}
@@ -141,7 +141,7 @@ def split_by_hash(lines, shares, test, path):
         place = rank[key]
         split = "val" if place < n_val else "test" if place < n_val + n_test else "train"
         found[split].append(line)
-    # A label that is nowhere else is learned, not judged by.
+    # Examples with a label that training lacks move to the training split.
     known = set().union(*map(labels_in, found["train"]))
     for split in ("val",) if test else ("val", "test"):
         common = [line for line in found[split] if not labels_in(line) - known]
@@ -157,7 +157,7 @@ def labels_in(line):
 
 
 def hash_of(line):
-    """A few bytes that are the same for equal lines, on every machine."""
+    """A short hash that is the same for equal lines, on every machine."""
     content = json.dumps(line, sort_keys=True).encode()
     return blake2b(content, digest_size=8).digest()
 
@@ -166,14 +166,14 @@ def hash_of(line):
 
 
 def checked(file, task, format, renamed, encoding):
-    """The lines of a file as `task` takes them; exits at the first that does not fit."""
+    """The lines of a file as `task` reads them; exits at the first invalid one."""
     if file.suffix.lower() in (".xlsx", ".xls"):
-        raise SystemExit(f"{file} is a workbook; save it as CSV in UTF-8")
+        raise SystemExit(f"{file} is an Excel workbook; save it as CSV in UTF-8")
     kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
     if kind == "conll" and task != "tagging":
         if task == "text":
             raise SystemExit(
-                f"{file}: prepare running text first, with the model's tokens: python "
+                f"{file}: prepare plain text first, with the model's tokenizer: python "
                 f"prepare_data.py {file} --dataset=NAME --tokenizer=BASE; then --dataset=NAME"
             )
         raise SystemExit(
@@ -191,31 +191,31 @@ def checked(file, task, format, renamed, encoding):
     except UnicodeError as error:
         raise SystemExit(f"{file} is not {encoding.upper()} ({error})") from None
     except json.JSONDecodeError as error:
-        advice = "; with an object in each line it is --format=jsonl" if error.lineno > 1 else ""
+        advice = "; for one object per line use --format=jsonl" if error.lineno > 1 else ""
         raise SystemExit(f"{file}: not {kind} ({error}){advice}") from None
     except csv.Error as error:
         raise SystemExit(f"{file}: not {kind} ({error})") from None
     if not lines:
-        raise SystemExit(f"{file} holds no examples: it is empty")
+        raise SystemExit(f"{file} has no examples: it is empty")
     return lines
 
 
 def json_lines(stream):
-    """(number, object) of each line that is not empty."""
+    """Yield (line number, object) of each line that is not empty."""
     for number, line in enumerate(stream, 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                there = f"{error.msg}, at {line[error.pos : error.pos + 10]!r}"
-                whole = "; one list of objects is --format=json" if line.startswith("[") else ""
+                reason = f"{error.msg}, at {line[error.pos : error.pos + 10]!r}"
+                advice = "; for a list of objects use --format=json" if line[0] == "[" else ""
                 raise SystemExit(
-                    f"{stream.name}, line {number}: not JSON ({there}){whole}"
+                    f"{stream.name}, line {number}: not JSON ({reason}){advice}"
                 ) from None
 
 
 def json_list(stream):
-    """(number, object) of a file that is one list, counted from 1."""
+    """Yield (number, object) of a file that contains one list, counted from 1."""
     content = json.load(stream)
     if not isinstance(content, list):
         raise SystemExit(f"{stream.name}: expected a list of objects, [{{…}}, {{…}}]")
@@ -223,7 +223,7 @@ def json_list(stream):
 
 
 def table(stream, delimiter=","):
-    """(number, {column: text}) of each row below the line with the names of the columns."""
+    """Yield (line number, {column: text}) of each row below the header."""
     csv.field_size_limit(2**31 - 1)
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     rows = csv.DictReader(stream, delimiter=delimiter, quoting=quoting, strict=True)
@@ -231,13 +231,13 @@ def table(stream, delimiter=","):
         if None in row:
             raise SystemExit(
                 f"{stream.name}, line {rows.line_num}: more cells than columns "
-                f"({', '.join(rows.fieldnames)}); a text with {delimiter!r} needs quotes around it"
+                f"({', '.join(rows.fieldnames)}); a text with {delimiter!r} must be quoted"
             )
         yield rows.line_num, {name: text for name, text in row.items() if name and text is not None}
 
 
 def columns(stream):
-    """(number, {"tokens", "tags"}) of each sentence: a word in each line, its tag at the end."""
+    """Yield (line number, {"tokens", "tags"}) of each sentence: a word per line, its tag last."""
     tokens, tags, first = [], [], 1
     for number, line in enumerate([*stream, ""], 1):
         cells = line.split("\t") if "\t" in line.strip() else line.split()
@@ -262,23 +262,23 @@ READERS = {
 }
 
 
-# --------------------------------------------------------------------------------- what a line says
+# --------------------------------------------------------------------------------- fields of a line
 
 
 def line_of(record, task, renamed, where):
-    """What `task` reads of a line; exits, saying `where`, if that is not there."""
+    """The fields of a line that `task` reads; exits, naming `where`, if one is missing."""
     if not isinstance(record, dict):
         raise SystemExit(f"{where}: expected an object {{…}}, found {str(record)[:40]!r}")
     for ours, theirs in renamed.items():
-        if theirs not in record and ours != "input":  # which not every line has
-            there = ", ".join(map(str, record)) or "nothing"
-            raise SystemExit(f"{where}: no field {theirs!r}, there is {there}")
+        if theirs not in record and ours != "input":  # input is optional
+            found = ", ".join(map(str, record)) or "nothing"
+            raise SystemExit(f"{where}: no field {theirs!r}, found {found}")
     record = record | {ours: record[theirs] for ours, theirs in renamed.items() if theirs in record}
     return LINES[task](record, where)
 
 
 def text(record, name, where):
-    """A field that must be there and be text."""
+    """The value of a field, which must exist and be a string."""
     if name not in record:
         raise SystemExit(f"{where}: no field {name!r}, {what_is_there(record, name)}")
     if not isinstance(record[name], str):
@@ -287,16 +287,16 @@ def text(record, name, where):
 
 
 def what_is_there(record, name):
-    """The fields of a record that has no `name`, and what to type where they are enough."""
-    found = "there is " + (", ".join(map(str, record)) or "nothing")
+    """The fields of a record that lacks `name`, and what to type if they fit another task."""
+    found = "found " + (", ".join(map(str, record)) or "nothing")
     for task, fields in FIELDS:
         if name in OURS and name not in fields and fields <= record.keys():
             return f"{found}: that is for --task={task}"
     if name not in OURS:
         return found
     return (
-        f"{found}; a file's own names are told by --fields {name}=THEIRS (in CSV and TSV they "
-        "stand in the first line)"
+        f"{found}; if the file names it differently, type --fields {name}=THEIRS (in CSV and TSV "
+        "the names are in the first line)"
     )
 
 
@@ -313,7 +313,7 @@ def completion_line(record, where):
         parts = {"instruction": text(record, "instruction", where)}
         parts["input"] = text({"input": "", **record}, "input", where)
         if record.get("history"):
-            raise SystemExit(f"{where}: its history is a conversation, for --task=chat")
+            raise SystemExit(f"{where}: history is a conversation, for --task=chat")
         form = ALPACA_WITH_INPUT if parts["input"] else ALPACA
         system = text({"system": record.get("system") or ""}, "system", where)
         prompt = (f"{system}\n\n" if system else "") + form.format(**parts)
@@ -323,13 +323,13 @@ def completion_line(record, where):
 
 def chat_line(record, where):
     if is_alpaca(record):
-        asked = text(record, "instruction", where)
+        question = text(record, "instruction", where)
         more = text({"input": "", **record}, "input", where)
         system = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-        told = text(record, "output", where)
-        said = [*history_of(record, where), [f"{asked}\n\n{more}" if more else asked, told]]
-        turns = [zip(("user", "assistant"), pair) for pair in said]
-        messages = [{"role": role, "content": one} for turn in turns for role, one in turn]
+        answer = text(record, "output", where)
+        pair = [f"{question}\n\n{more}" if more else question, answer]
+        turns = [zip(("user", "assistant"), turn) for turn in [*history_of(record, where), pair]]
+        messages = [{"role": role, "content": said} for turn in turns for role, said in turn]
         record = {"messages": system + messages}
     messages = record.get("messages", record.get("conversations"))
     messages = in_messages(messages) or messages
@@ -340,7 +340,7 @@ def chat_line(record, where):
         )
     for message in messages:
         if text(message, "role", where) not in ROLES:
-            raise SystemExit(f"{where}: role={message['role']} is none of {', '.join(ROLES)}")
+            raise SystemExit(f"{where}: role={message['role']} is not one of {', '.join(ROLES)}")
         text(message, "content", where)
     if "assistant" not in [message["role"] for message in messages]:
         raise SystemExit(f"{where}: the assistant says nothing, so there is nothing to learn")
@@ -348,10 +348,10 @@ def chat_line(record, where):
 
 
 def history_of(record, where):
-    """What was said before, in Alpaca's form as LLaMA-Factory writes it: [[asked, answered], …]."""
+    """The earlier turns, in Alpaca's format as LLaMA-Factory writes it: [[asked, answered], …]."""
     history = record.get("history") or []
     for pair in history if isinstance(history, list) else [None]:
-        texts = [one for one in pair if isinstance(one, str)] if isinstance(pair, list) else []
+        texts = [t for t in pair if isinstance(t, str)] if isinstance(pair, list) else []
         if len(texts) != 2 or len(pair) != 2:
             raise SystemExit(
                 f"{where}: history must be a list of [asked, answered], found {str(history)[:40]!r}"
@@ -360,7 +360,7 @@ def history_of(record, where):
 
 
 def in_messages(conversation):
-    """What ShareGPT writes as [{"from": "human", "value": …}, …] in the usual words."""
+    """ShareGPT's [{"from": "human", "value": …}, …] as messages; None for any other format."""
     turns = conversation if isinstance(conversation, list) else []
     named = [isinstance(turn, dict) and isinstance(turn.get("from"), str) for turn in turns]
     if not turns or not all(named):
@@ -387,19 +387,19 @@ def tagging_line(record, where):
         if name not in record:
             raise SystemExit(f"{where}: no field {name!r}, {what_is_there(record, name)}")
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise SystemExit(f"{where}: {name} must be a list of texts")
+            raise SystemExit(f"{where}: {name} must be a list of strings")
     if len(tokens) != len(tags):
-        raise SystemExit(f"{where}: {len(tokens)} tokens and {len(tags)} tags: one for each")
+        raise SystemExit(f"{where}: {len(tokens)} tokens and {len(tags)} tags: expected one each")
     if not tokens:
         raise SystemExit(f"{where}: no tokens")
     for tag in tags:
         if tag != "O" and (tag[:1] not in "BIESLUM" or tag[1:2] != "-" or not tag[2:]):
-            raise SystemExit(f"{where}: the tag {tag!r} is neither O nor B-TYPE nor I-TYPE (BIO)")
+            raise SystemExit(f"{where}: the tag {tag!r} is not O, B-TYPE or I-TYPE (BIO)")
     return {"tokens": tokens, "tags": in_bio(tags)}
 
 
 def in_bio(tags):
-    """Tags of any of the usual schemes as BIO: an entity begins with B-, and goes on with I-."""
+    """Convert tags of any common scheme to BIO: an entity begins with B- and continues with I-."""
     found, last = [], "O"
     for tag in tags:
         if tag != "O":

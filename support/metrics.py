@@ -1,7 +1,7 @@
-"""How good answers are: the task metrics of finetune.py.
+"""Task metrics of finetune.py: how good the answers are.
 
-Labels, tags and texts are compared here, whatever they came from; nothing knows of a model. The
-libraries for it take about a second to import, so each is imported where it is used.
+They compare labels, tags and texts, wherever these come from; nothing here depends on a model. The
+libraries take about a second to import, so each is imported where it is used.
 """
 
 from collections import Counter
@@ -13,18 +13,18 @@ import regex
 
 from support.files import replacing
 
-# A word, or a Chinese character, which is a token of its own; punctuation is neither.
+# A word, or a single Chinese character, which counts as a word; punctuation does not match.
 WORD = regex.compile(r"(?V1)\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+")
 CHINESE = regex.compile(r"\p{Han}")
 
 COLUMNS = 80
-LABEL_COLUMNS = COLUMNS - 4 * 11  # of a table; the rest is for four numbers
-PICTURED_COLUMNS = 20  # of a label beside a picture
+LABEL_COLUMNS = COLUMNS - 4 * 11  # for the names in a table; the rest is for four numbers
+PICTURED_COLUMNS = 20  # for a label in a figure
 NO_LABEL = "(none of these)"
 
 
 def check_pairs(gold, predicted):
-    """Nothing; raises ValueError where the answers are not one for each example."""
+    """Raise ValueError unless there is one answer for each example."""
     if not gold or len(gold) != len(predicted):
         raise ValueError(
             f"{len(predicted)} predictions for {len(gold)} examples: "
@@ -33,7 +33,7 @@ def check_pairs(gold, predicted):
 
 
 def shares(common, predicted, gold):
-    """Precision, recall and F1 from three counts; 0 where there is nothing to divide by."""
+    """Precision, recall and F1 from three counts; 0 where the denominator is 0."""
     precision = common / predicted if predicted else 0.0
     recall = common / gold if gold else 0.0
     return precision, recall, 2 * common / (predicted + gold) if predicted + gold else 0.0
@@ -51,12 +51,12 @@ def table(rows):
 
 
 def width(text):
-    """Columns that a text takes in a terminal: a Chinese character takes two."""
+    """The columns that a text takes in a terminal: two for a Chinese character."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def cut(text, columns):
-    """As much of a text as this many columns hold, with … where something is missing."""
+    """The text cut to this many columns, ending in … if it is too long."""
     if width(text) <= columns:
         return text
     while width(text) > columns - 1:
@@ -70,10 +70,10 @@ def cut(text, columns):
 def class_numbers(gold, predicted, labels):
     """{"accuracy", "macro_f1", "micro_f1", "weighted_f1"} of predicted labels, from 0 to 1.
 
-    gold, predicted: lists of str; labels: all that there are. A prediction that is none of them is
-    wrong: its class misses an example, and no other class is blamed for it. In the macro average
-    each of the labels counts alike; one without an example counts 0. Raises ValueError where the
-    lists differ in length or a gold label is not in labels.
+    gold, predicted: lists of str; labels: all labels. A prediction that is not one of them is a
+    false negative of the gold class and a false positive of none. The macro average weights all
+    labels equally; one without examples counts as 0. Raises ValueError if the lists differ in
+    length or a gold label is not in labels.
     """
     from sklearn.metrics import accuracy_score
 
@@ -88,7 +88,7 @@ def class_numbers(gold, predicted, labels):
 def class_report(gold, predicted, labels):
     """A table of each class and of the averages, as text of at most 80 columns.
 
-    The classes are numbered, as in a confusion matrix whose picture cannot show their names.
+    The classes are numbered, as in a confusion matrix whose figure cannot show their names.
     """
     gold_numbers, predicted_numbers = in_numbers(gold, predicted, labels)
     digits = len(str(len(labels)))
@@ -98,26 +98,29 @@ def class_report(gold, predicted, labels):
         precision, recall, f1, _ = class_scores(gold_numbers, predicted_numbers, labels, average)
         rows.append((f"{average} average", precision, recall, f1, len(gold)))
     right = sum(a == b for a, b in zip(gold, predicted))
-    lines = [table(rows), f"accuracy {right / len(gold):.4f}: {right:,} of {len(gold):,} are right"]
+    lines = [
+        table(rows),
+        f"accuracy {right / len(gold):.4f}: {right:,} of {len(gold):,} are correct",
+    ]
     unknown = [text for text, number in zip(predicted, predicted_numbers) if number == len(labels)]
     if unknown:
-        start = f"predictions that are none of the labels: {len(unknown):,}, such as "
+        start = f"predictions that are not among the labels: {len(unknown):,}, such as "
         lines.append(start + cut(repr(unknown[0]), COLUMNS - len(start)))
     return "\n".join(lines)
 
 
 def in_numbers(gold, predicted, labels):
-    """Both lists of labels as lists of their numbers; any other prediction is len(labels)."""
+    """Both lists of labels as lists of indices; a prediction not in labels becomes len(labels)."""
     check_pairs(gold, predicted)
     number = {label: n for n, label in enumerate(labels)}
-    strangers = sorted(set(gold) - set(labels))
-    if strangers:
-        raise ValueError(f"the label {strangers[0]!r} of an example is not among {labels}")
+    unknown = sorted(set(gold) - set(labels))
+    if unknown:
+        raise ValueError(f"the label {unknown[0]!r} of an example is not among {labels}")
     return [number[text] for text in gold], [number.get(text, len(labels)) for text in predicted]
 
 
 def class_scores(gold, predicted, labels, average=None):
-    """scikit-learn's precision, recall, F1 and support: of each class, or an average of them."""
+    """scikit-learn's precision, recall, F1 and support, of each class or averaged."""
     from sklearn.metrics import precision_recall_fscore_support
 
     classes = range(len(labels))
@@ -127,14 +130,14 @@ def class_scores(gold, predicted, labels, average=None):
 
 
 def draw_confusion(path, gold, predicted, labels):
-    """Draw how often each label (a row) was taken for each (a column), as a PNG file.
+    """Save the confusion matrix as a PNG file: a row for each label, a column for each prediction.
 
-    Where no font on this machine has the letters of the labels, their numbers in class_report stand
-    in their place. Predictions that are none of the labels get a column of their own.
+    If no installed font has the characters of the labels, their numbers in class_report are shown
+    instead. Predictions that are not among the labels get a column of their own.
     """
     import matplotlib
 
-    matplotlib.use("Agg")  # draws without a screen
+    matplotlib.use("Agg")  # needs no display
     from matplotlib import pyplot
 
     counts = confusion(gold, predicted, labels)
@@ -143,7 +146,7 @@ def draw_confusion(path, gold, predicted, labels):
     names = [cut(label, PICTURED_COLUMNS) for label in labels]
     if font is None:
         names = [str(number) for number in range(1, rows + 1)]
-        print(f"{path}: no font here has the labels' letters; in it they are numbered as below")
+        print(f"{path}: no installed font has the labels' characters; it has the numbers below")
     names += [NO_LABEL] * (columns - rows)
     inches = 2.5 + 0.5 * columns, 2 + 0.5 * rows
     figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
@@ -153,7 +156,11 @@ def draw_confusion(path, gold, predicted, labels):
         color = "white" if parts[row, column] > 0.5 else "black" if count else "0.75"
         axes.text(column, row, count, color=color, size=9, ha="center", va="center")
     upright = {"rotation": 90} if max(map(width, names)) > 3 else {}
-    as_written = {"parse_math": False, "fontproperties": font, "size": 9}  # $ is no formula here
+    as_written = {
+        "parse_math": False,
+        "fontproperties": font,
+        "size": 9,
+    }  # $ does not start a formula
     axes.set_xticks(range(columns), names, **as_written, **upright)
     axes.set_yticks(range(rows), names[:rows], **as_written)
     axes.set(xlabel="predicted", ylabel="gold")
@@ -163,7 +170,7 @@ def draw_confusion(path, gold, predicted, labels):
 
 
 def confusion(gold, predicted, labels):
-    """How often each label was taken for each: (labels, labels), one column more for no label."""
+    """Counts of (label, prediction): (labels, labels), plus a column for no label if needed."""
     gold_numbers, predicted_numbers = in_numbers(gold, predicted, labels)
     counts = np.zeros((len(labels), len(labels) + 1), dtype=int)
     np.add.at(counts, (gold_numbers, predicted_numbers), 1)
@@ -171,9 +178,9 @@ def confusion(gold, predicted, labels):
 
 
 def font_for(text):
-    """A font that has all characters of a text, matplotlib's own if it can be; None: there is none.
+    """A font with all characters of a text, preferably matplotlib's default; None if there is none.
 
-    The files are asked, not matplotlib's list: it was kept when some of them were not there yet.
+    This searches the font files: matplotlib's cached list may be older than some of them.
     """
     from matplotlib.font_manager import FontProperties, findfont, findSystemFonts
     from matplotlib.ft2font import FT2Font
@@ -184,7 +191,7 @@ def font_for(text):
     for path in [findfont(FontProperties()), *sorted(findSystemFonts(), key=plainness)]:
         try:
             font = FT2Font(path)
-        except (OSError, RuntimeError):  # not every file that is called a font is one
+        except (OSError, RuntimeError):  # not every font file is valid
             continue
         if font.scalable and all(font.get_char_index(ord(character)) for character in text):
             return FontProperties(fname=path)
@@ -195,10 +202,10 @@ def font_for(text):
 
 
 def entities(tags):
-    """The entities of a BIO sequence as (type, start, end): they are the tokens [start:end].
+    """The entities of a BIO sequence as (type, start, end), which are the tokens [start:end].
 
-    Counted as CoNLL's evaluation does (Tjong Kim Sang & Buchholz 2000, conlleval): an I- that
-    follows O or another type begins an entity, too.
+    As in CoNLL's evaluation (Tjong Kim Sang & Buchholz 2000, conlleval), an I- that follows O or
+    another type also begins an entity.
     """
     found, kind, start = [], None, 0
     for place, tag in enumerate([*tags, "O"]):
@@ -214,37 +221,37 @@ def entities(tags):
 def entity_numbers(gold, predicted):
     """{"entity_precision", "entity_recall", "entity_f1"} over all entities, from 0 to 1.
 
-    gold, predicted: lists of sequences of tags. An entity is right if its type and both ends are.
-    Raises ValueError where the sequences are not of the same lengths.
+    gold, predicted: lists of sequences of tags. An entity is correct if its type and both ends are.
+    Raises ValueError if the sequences differ in length.
     """
     totals = [counts.total() for counts in entity_counts(gold, predicted)]
     return dict(zip(("entity_precision", "entity_recall", "entity_f1"), shares(*totals)))
 
 
 def entity_report(gold, predicted):
-    """A table of each type of entity and of all together, as text of at most 80 columns."""
-    right, said, there = entity_counts(gold, predicted)
+    """A table of each entity type and of all together, as text of at most 80 columns."""
+    right, found, true = entity_counts(gold, predicted)
     rows = [
-        (kind, *shares(right[kind], said[kind], there[kind]), there[kind])
-        for kind in sorted(said | there)
+        (kind, *shares(right[kind], found[kind], true[kind]), true[kind])
+        for kind in sorted(found | true)
     ]
-    totals = [counts.total() for counts in (right, said, there)]
-    rows.append(("micro average", *shares(*totals), there.total()))
+    totals = [counts.total() for counts in (right, found, true)]
+    rows.append(("micro average", *shares(*totals), true.total()))
     return table(rows)
 
 
 def entity_counts(gold, predicted):
-    """Three Counters of types: entities that are right, that were predicted, that are there."""
+    """Three Counters by type: entities that are correct, predicted and gold."""
     check_pairs(gold, predicted)
-    right, said, there = Counter(), Counter(), Counter()
+    right, found, true = Counter(), Counter(), Counter()
     for number, (tags, guesses) in enumerate(zip(gold, predicted)):
         if len(tags) != len(guesses):
             raise ValueError(f"sequence {number}: {len(guesses)} tags for {len(tags)} tokens")
         ours, theirs = set(entities(guesses)), set(entities(tags))
         right.update(kind for kind, _, _ in ours & theirs)
-        said.update(kind for kind, _, _ in ours)
-        there.update(kind for kind, _, _ in theirs)
-    return right, said, there
+        found.update(kind for kind, _, _ in ours)
+        true.update(kind for kind, _, _ in theirs)
+    return right, found, true
 
 
 # -------------------------------------------------------------------------------------- text
@@ -253,19 +260,19 @@ def entity_counts(gold, predicted):
 def words(text):
     """The words of a text in lower case, without punctuation; each Chinese character is one.
 
-    What differs only in width, as １２ and 12, is the same.
+    Characters that differ only in width, such as １２ and 12, are the same.
     """
     return WORD.findall(normalize("NFKC", text).lower())
 
 
 def text_numbers(references, predictions):
-    """How much the answers are like the references, two lists of str whose blank ends don't count.
+    """Similarity of answers to references, two lists of str; surrounding whitespace is ignored.
 
     exact_match, token_f1 (SQuAD's, arXiv:1606.05250, on `words`), rouge1, rouge2, rougeL (F1) from
-    0 to 1, a mean over the examples; bleu and chrf from 0 to 100, of all as one text (sacrebleu's;
-    bleu goes by words in a row, four of them or as many as the longest answer has). Where a
-    reference has several lines also line_f1, over all lines of all examples, in whatever order.
-    Raises ValueError where the lists differ in length.
+    0 to 1, averaged over the examples; bleu and chrf from 0 to 100, over the corpus (sacrebleu's;
+    bleu uses n-grams of up to four words, or as many as the longest answer has). If a reference
+    has several lines, also line_f1, over all lines of all examples in any order. Raises ValueError
+    if the lists differ in length.
     """
     check_pairs(references, predictions)
     pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(references, predictions)]
@@ -281,7 +288,7 @@ def text_numbers(references, predictions):
 
 
 def token_f1(reference, answer):
-    """F1 of the words that two texts share; of two texts without a word, whether they are equal."""
+    """F1 of the words that two texts share; for two texts without words, whether they are equal."""
     ours, theirs = words(answer), words(reference)
     if not ours and not theirs:
         return float(normalize("NFKC", reference) == normalize("NFKC", answer))
@@ -299,7 +306,7 @@ def line_f1(pairs):
 
 
 def bleu_and_chrf(pairs):
-    """sacrebleu's scores of pairs (reference, answer); Chinese is cut into characters for bleu."""
+    """sacrebleu's scores of pairs (reference, answer); bleu splits Chinese into characters."""
     import sacrebleu
 
     references, answers = map(list, zip(*pairs))

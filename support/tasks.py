@@ -1,16 +1,16 @@
-"""The tasks of finetune.py: from lines of a file to inputs and targets, from answers to numbers.
+"""The tasks of finetune.py: turn lines of a file into inputs and targets, answers into metrics.
 
     task             a line                    what is learned
     text             {"text"}                  every token
     completion       {"prompt", "completion"}  the completion's tokens
-    chat             {"messages"}              the tokens of what the assistant says
+    chat             {"messages"}              the tokens that the assistant says
     classification   {"text", "label"}         a label at the last token, with a head for labels;
-                                               or, generative, the label's own tokens
+                                               or, if generative, the label's own tokens
     tagging          {"tokens", "tags"}        a tag at the last token of each word
 
-Targets are -1 where nothing is to be learned. To add a task, write a class with the methods that it
-does differently from `Task`, name it in TASKS, and say in LINES (support/examples.py) what a line
-must hold.
+Targets are -1 where nothing is to be learned. To add a task, subclass `Task`, override what
+differs, add the class to TASKS, and add a function that checks a line to LINES
+(support/examples.py).
 """
 
 import math
@@ -41,33 +41,33 @@ from support.metrics import (
 )
 from support.tokenizer_files import tokens_before
 
-ANSWERED_AT_ONCE = 64  # lines
+ANSWERED_AT_ONCE = 64  # lines per batch
 
 
 class Example(NamedTuple):
-    """Inputs and their targets, lists of one length; -1 where nothing is to be learned."""
+    """Inputs and targets, lists of the same length; targets are -1 where nothing is learned."""
 
     inputs: list
     targets: list
 
 
 def shifted(tokens, learned):
-    """The example that teaches to predict those tokens that are `learned` (a bool for each)."""
+    """The Example that teaches the tokens marked in `learned`, a list with a bool for each."""
     targets = [t if is_learned else IGNORED for t, is_learned in zip(tokens[1:], learned[1:])]
     return Example(tokens[:-1], targets)
 
 
 class Task:
-    """Plain text, every token of it: continued pretraining. The other tasks override this.
+    """Plain text, every token learned: continued pretraining. The other tasks override this.
 
-    lines are the dicts of support/examples.py; first the tokens that stand before a text; labels
-    what a head scores, none where the model goes on writing tokens.
+    lines: the dicts of support/examples.py; first: the tokens before a text; labels: what the head
+    scores, empty where the model keeps generating tokens.
     """
 
     best_metric = "val_loss"
-    noisy_field = None  # what random changes are made to
+    noisy_field = None  # the field that random changes apply to
     labels = ()
-    splits = False  # whether `examples` itself splits what is too long
+    splits = False  # whether `examples` itself splits long lines
 
     def __init__(self, config, tokenizer, first, lines):
         self.config, self.tokenizer, self.first = config, tokenizer, first
@@ -75,7 +75,7 @@ class Task:
         self.long = "chunk" if config.task == "text" else config.long
 
     def encode(self, text):
-        """The tokens of a text; exits for a character that the tokenizer does not know."""
+        """The tokens of a text; exits at a character that the tokenizer does not have."""
         try:
             return self.tokenizer.encode(text).tolist()
         except ValueError as error:
@@ -87,30 +87,30 @@ class Task:
         return [shifted(tokens, [True] * len(tokens))]
 
     def answers(self, model, lines):
-        """What the model answers to each line; None where nothing is asked."""
+        """The model's answer to each line; None where nothing is asked."""
         return [None] * len(lines)
 
     def right(self, line):
-        """What it should answer."""
+        """The correct answer."""
         return None
 
     def numbers(self, lines, answers, loss, n_targets):
-        """{name: number}: how good the answers are, and the mean loss on the targets."""
+        """{metric: value} of these answers and of `loss`, the mean over the targets."""
         n_bytes = sum(len(line["text"].encode()) for line in lines)
         bits = loss * n_targets / math.log(2)
         return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits / max(n_bytes, 1)}
 
     def guesses(self, train, lines):
-        """{name: answers} of those who guess without a language model."""
+        """{name: answers} of the baselines, which use no language model."""
         return {}
 
     def report(self, lines, answers, out_dir):
-        """More about the answers, as text."""
+        """Further details about the answers, as text."""
         return ""
 
 
 class Completion(Task):
-    """A prompt and what follows it: only the latter is learned."""
+    """A prompt and its completion; only the completion is learned."""
 
     best_metric = "token_f1"
     noisy_field = "prompt"
@@ -118,31 +118,30 @@ class Completion(Task):
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
         if tokenizer.eot is None:
-            raise SystemExit(
-                f"{config.init_from}: its tokenizer has no token for the end of a text"
-            )
+            raise SystemExit(f"{config.init_from}: its tokenizer has no end-of-text token")
         longest = max(self.length(line) for line in [*lines["train"], *lines["val"]])
-        self.longest = min(longest, max(1, config.block_size // 2))  # tokens of an answer
+        self.longest = min(longest, max(1, config.block_size // 2))  # tokens in an answer
 
     def pair(self, line):
-        """The prompt of a line and its completion, as text."""
+        """The prompt and the completion of a line, as text."""
         return line["prompt"], line["completion"]
 
     def examples(self, line):
         prompt, completion = map(self.encode, self.pair(line))
-        asked, told = [*self.first, *prompt], [*completion, *self.end]
-        return [shifted(asked + told, [False] * len(asked) + [True] * len(told))]
+        prompt, completion = [*self.first, *prompt], [*completion, *self.end]
+        learned = [False] * len(prompt) + [True] * len(completion)
+        return [shifted(prompt + completion, learned)]
 
     def length(self, line):
-        """How many tokens the right answer has, its end among them."""
+        """The number of tokens in the correct answer, including its end."""
         return len(self.encode(self.pair(line)[1])) + 1
 
     def asked(self, line):
-        """The tokens that the answer to a line follows."""
+        """The tokens of the prompt."""
         return [*self.first, *self.encode(self.pair(line)[0])] or [0]
 
     def answers(self, model, lines):
-        size = self.config.block_size  # as much of a prompt as is seen in training beside an answer
+        size = self.config.block_size  # a prompt keeps what training leaves beside an answer
         rooms = [max(1, size - min(self.length(line), self.longest)) for line in lines]
         prompts = [self.asked(line)[-room:] for line, room in zip(lines, rooms)]
         return written(model, self.tokenizer, prompts, self.longest, self.end)
@@ -155,27 +154,27 @@ class Completion(Task):
 
     def guesses(self, train, lines):
         pairs = [
-            [dict(zip(("prompt", "completion"), self.pair(line))) for line in some]
-            for some in (train, lines)
+            [dict(zip(("prompt", "completion"), self.pair(line))) for line in of_split]
+            for of_split in (train, lines)
         ]
         return baseline_answers(*pairs)
 
 
 class Chat(Completion):
-    """A conversation: what the assistant says is learned. Asked is its last answer."""
+    """A conversation: what the assistant says is learned; its last answer is evaluated."""
 
     best_metric = "val_loss"
     noisy_field = None
 
     def __init__(self, config, tokenizer, first, lines):
-        for split, some in lines.items():
-            for number, line in enumerate(some, 1):
+        for split, of_split in lines.items():
+            for number, line in enumerate(of_split, 1):
                 try:
                     conversation(line["messages"], tokenizer)
                 except ValueError as error:
                     begins = line["messages"][0]["content"][:40]
                     raise SystemExit(
-                        f"{config.dataset}, {split} {number}, which begins {begins!r}: {error}"
+                        f"{config.dataset}, {split} {number}, which begins with {begins!r}: {error}"
                     ) from None
         super().__init__(config, tokenizer, [], lines)
         mark = end_of_turn(tokenizer)
@@ -185,7 +184,7 @@ class Chat(Completion):
         return [shifted(*pair) for pair in conversation(line["messages"], self.tokenizer)]
 
     def last_answer(self, line):
-        """The place of the assistant's last message."""
+        """The index of the assistant's last message."""
         roles = [message["role"] for message in line["messages"]]
         return len(roles) - 1 - roles[::-1].index("assistant")
 
@@ -204,12 +203,12 @@ class Chat(Completion):
         return without_thoughts(super().right(line))
 
     def pair(self, line):
-        said, last = [message["content"] for message in line["messages"]], self.last_answer(line)
-        return "\n".join(said[:last]), said[last]
+        texts, last = [message["content"] for message in line["messages"]], self.last_answer(line)
+        return "\n".join(texts[:last]), texts[last]
 
 
 class Labelled:
-    """What is judged and reported alike, whether a head or the text itself says the label."""
+    """Metrics and report of a classifier, whether a head or the generated text gives the label."""
 
     best_metric = "macro_f1"
     noisy_field = "text"
@@ -227,7 +226,7 @@ class Labelled:
 
 
 class Classification(Labelled, Task):
-    """A text and its label, which takes the place of the next token after the last one."""
+    """A text and its label, which is the target at the last token in place of the next token."""
 
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
@@ -255,7 +254,7 @@ class Classification(Labelled, Task):
 
 
 class WrittenClass(Labelled, Completion):
-    """The same without a head: the model writes the label as text."""
+    """Classification without a head: the model generates the label as text."""
 
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
@@ -269,7 +268,7 @@ class WrittenClass(Labelled, Completion):
 
 
 class Tagging(Task):
-    """Words and a tag for each, which stands at the word's last token."""
+    """Words with a tag each, which is the target at the word's last token."""
 
     best_metric = "entity_f1"
     splits = True
@@ -280,7 +279,7 @@ class Tagging(Task):
         check_labels(self.labels, lines, lambda line: line["tags"], config)
 
     def pieces(self, line):
-        """(tokens, places of the words' ends, tags) of as much of the words as fits, and so on."""
+        """Yield (tokens, indices of the words' last tokens, tags) of parts that fit the context."""
         tags, block_size = line["tags"], self.config.block_size
         for tokens, ends in pieces(line["tokens"], self.tokenizer, self.first, block_size):
             yield tokens, ends, tags[: len(ends)]
@@ -327,17 +326,17 @@ TASKS = {
 
 
 def classes_of(lines, config):
-    """The labels of the training examples, in order; the others must have no more."""
+    """The sorted labels of the training examples; the other splits must not have any others."""
     classes = sorted({line["label"] for line in lines["train"]})
     check_labels(classes, lines, lambda line: [line["label"]], config)
     return classes
 
 
 def check_labels(known, lines, labels_of, config):
-    """Exit where there is but one label, or one outside of training that is not in it."""
+    """Exit if there is only one label, or if val or test has one that training does not have."""
     if len(known) < 2:
         raise SystemExit(
-            f"{config.dataset}: all examples have the label {known[0]!r}; expected two"
+            f"{config.dataset}: all examples have the label {known[0]!r}; expected at least two"
         )
     for split in ("val", "test"):
         for number, line in enumerate(lines[split], 1):
@@ -350,11 +349,11 @@ def check_labels(known, lines, labels_of, config):
                 )
 
 
-# -------------------------------------------------------------------------------- one row or more
+# ------------------------------------------------------------------------- examples in rows
 
 
 def rows_of(examples, size):
-    """The examples in rows of at most `size` tokens: each where it still fits, long ones first."""
+    """Pack the examples into rows of at most `size` tokens: longest first, each where it fits."""
     rows = []
     for example in sorted(examples, key=lambda example: -len(example.inputs)):
         room = (r for r in rows if sum(len(e.inputs) for e in r) + len(example.inputs) <= size)
@@ -367,11 +366,11 @@ def rows_of(examples, size):
 
 
 def batch_of(examples, pack=False, hide_padding=False):
-    """What `model(**batch)` takes: examples behind one another (`pack`) or in a row each.
+    """The arguments of `model(**batch)`: several examples in a row (`pack`), or one per row.
 
-    Rows are filled up on the right, with targets of -1. `segments` number the examples of a row, so
-    that none sees another; `hide_padding` gives them also where each example has a row of its own,
-    for models that look both ways.
+    Rows are padded on the right, with targets of -1. `segments` number the examples of a row, so
+    that none attends to another; `hide_padding` adds them even with one example per row, for
+    bidirectional models.
     """
     longest = max(len(example.inputs) for example in examples)
     rows = rows_of(examples, longest) if pack else [[example] for example in examples]
@@ -389,18 +388,18 @@ def batch_of(examples, pack=False, hide_padding=False):
     return batch | ({"segments": segments} if hide_padding or len(rows) < len(examples) else {})
 
 
-# ------------------------------------------------------------------------------- asking the model
+# --------------------------------------------------------------------- answers from the model
 
 
 def by_length(rows):
-    """The numbers of the rows, of shorter ones first, some at a time."""
+    """Yield the indices of the rows in batches, shortest rows first."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(order), ANSWERED_AT_ONCE):
         yield order[first : first + ANSWERED_AT_ONCE]
 
 
 def likeliest(model, rows):
-    """The number of the likeliest label at each token (T) of each row, read a few at a time."""
+    """The index of the most likely label at each token (T) of each row, computed in batches."""
     device, found = model.token_embedding.weight.device, [None] * len(rows)
     for chosen in by_length(rows):
         examples = [Example(rows[i], [IGNORED] * len(rows[i])) for i in chosen]
@@ -413,17 +412,18 @@ def likeliest(model, rows):
 
 
 def written(model, tokenizer, prompts, longest, ends):
-    """What the model writes after each prompt, at most `longest` tokens, always the likeliest."""
+    """The greedy completion of each prompt as text, at most `longest` tokens."""
     greedy = partial(next_token_distribution, temperature=0.0)
     found = [None] * len(prompts)
     for chosen in by_length(prompts):
         rows = [prompts[i] for i in chosen]
-        texts, going = [[] for _ in rows], [True] * len(rows)
+        texts, unfinished = [[] for _ in rows], [True] * len(rows)
         for tokens in generate(model, rows, longest, greedy, tokenizer.vocab_size):
-            going = [is_going and token not in ends for is_going, token in zip(going, tokens)]
-            for text, is_going, token in zip(texts, going, tokens):
-                text += [token] if is_going else []
-            if not any(going):
+            unfinished = [going and token not in ends for going, token in zip(unfinished, tokens)]
+            for text, going, token in zip(texts, unfinished, tokens):
+                if going:
+                    text.append(token)
+            if not any(unfinished):
                 break
         for i, text in zip(chosen, texts):
             found[i] = tokenizer.decode(text)
@@ -431,6 +431,6 @@ def written(model, tokenizer, prompts, longest, ends):
 
 
 def open_task(config, lines, tokenizer, documents):
-    """The Task of a config; lines are the examples of each split."""
+    """The Task of a config; lines: {split: examples}."""
     Kind = WrittenClass if config.generative else TASKS[config.task]
     return Kind(config, tokenizer, tokens_before(tokenizer, documents), lines)

@@ -170,7 +170,7 @@ def test_every_usual_scheme_of_tags_becomes_bio(tags, bio):
         ("tagging", '{"tokens": ["a", "b"], "tags": ["O"]}\n', "2 tokens and 1 tags"),
         ("tagging", '{"tokens": ["a"], "tags": ["PERSON"]}\n', "the tag 'PERSON'"),
         ("tagging", '{"tokens": [], "tags": []}\n', "no tokens"),
-        ("tagging", '{"tokens": "a", "tags": ["O"]}\n', "list of texts"),
+        ("tagging", '{"tokens": "a", "tags": ["O"]}\n', "list of strings"),
     ],
 )
 def test_a_wrong_line_is_named_and_what_was_expected(task, lines, told):
@@ -253,8 +253,8 @@ def test_values_that_are_no_text_are_refused_and_not_written():
         ("a.json", '{"text": "a", "label": "b"}\n{"text": "b", "label": "c"}', "--format=jsonl"),
         ("a.jsonl", '[{"text": "a",', "--format=json"),
         ("a.jsonl", '{“text”: "a"}', "line 1: not JSON.*“text”"),
-        ("a.xlsx", "PK", "is a workbook; save it as CSV in UTF-8"),
-        ("a.csv", "风筝丢了,难过\n找到了,高兴\n", "stand in the first line"),
+        ("a.xlsx", "PK", "is an Excel workbook; save it as CSV in UTF-8"),
+        ("a.csv", "风筝丢了,难过\n找到了,高兴\n", "names are in the first line"),
     ],
 )
 def test_a_table_in_another_form_is_told_what_to_type(name, content, told):
@@ -267,5 +267,5 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest():
     for i in range(20):
         Path(f"a{i}.jsonl").write_text("", encoding="utf-8")
     Path("我的问答.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"holds 我的问答.jsonl, a.* and 11 more"):
+    with pytest.raises(SystemExit, match=r"contains 我的问答.jsonl, a.* and 11 more"):
         open_examples("我的问题.jsonl", "completion")

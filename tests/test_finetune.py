@@ -846,7 +846,7 @@ def test_a_model_of_hugging_faces_is_not_written_over(tune):
         ("classification", "a.csv", 'text,label\n"a"b,x\n', [], "not csv"),
         ("classification", "a.csv", "text,label\na,x\n", ["lable=x"], "ours are text, label"),
         ("classification", "a.csv", "text,label\na,x\n", ["text=mesage"], "no field 'mesage'"),
-        ("completion", "a.jsonl", "", [], "holds no examples"),
+        ("completion", "a.jsonl", "", [], "has no examples"),
     ],
 )
 def test_a_table_that_is_not_what_it_seems_is_told(tune, task, name, text, options, told):
