@@ -1,8 +1,8 @@
-# One dial, the depth, from which everything else follows: nothing is left to tune.
+# One dial, the depth, determines everything else: nothing is left to tune.
 #   python prepare_data.py python
 #   python train.py config/depth.py              two layers, 40 seconds on two CPU cores
 #   python train.py config/depth.py --n_layer=4 --out_dir=out/depth4
-n_layer = int(_typed.get("n_layer", 2))  # the dial: what is typed, else 2  # noqa: F821
+n_layer = int(_typed.get("n_layer", 2))  # the dial: from the command line, else 2  # noqa: F821
 dataset = "python"
 out_dir = "out/depth"
 
@@ -17,14 +17,14 @@ mlp = "relu2"
 tie_weights = False
 init = "zero"
 
-# Two tokens for each weight of the blocks; ten times as many are better, and take as much longer.
+# Two tokens for each weight of the blocks; ten times as many are better, but take ten times longer.
 _weights = 12 * n_layer * n_embd**2
-batch_size = 8 + 2 * n_layer  # a larger model gains from calmer gradients
+batch_size = 8 + 2 * n_layer  # a larger model benefits from less noisy gradients
 gradient_accumulation_steps = 1
 max_iters = 2 * _weights // (batch_size * block_size)
 
-# Muon's steps change a matrix by the same share at any width: its rate stays. AdamW's falls with
-# the root of the width.
+# Muon's updates change a matrix by the same fraction at any width, so its learning rate is fixed.
+# AdamW's decreases with the square root of the width.
 optimizer = "muon"
 learning_rate = 4e-2 * (128 / n_embd) ** 0.5
 muon_learning_rate = 0.06

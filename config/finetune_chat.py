@@ -1,6 +1,6 @@
-# Chat: a story is told a little at a time, and asked about in between.
+# Chat: the model tells a story a little at a time, and answers questions about it in between.
 #   python finetune.py config/finetune_chat.py
-# On two CPU cores 2:02; it answers nearly half of the questions, and tells on.
+# On two CPU cores 2:02; answers nearly half of the questions, and continues the story.
 task = "chat"
 dataset = "stories/tasks/chat"
 init_from = "out/stories"
@@ -8,7 +8,7 @@ out_dir = "out/chat"
 
 batch_size = 16
 epochs = 2.4
-redraw = "attention"  # answers are copied: what to look at is learned anew (docs/speed.md)
+redraw = "attention"  # answers are copied, so relearn what to attend to (docs/speed.md)
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

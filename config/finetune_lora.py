@@ -1,7 +1,7 @@
-# LoRA on somebody's language model with conversations of your own: the place to start from.
+# LoRA on a published language model with your own conversations: a starting point.
 #   python finetune.py config/finetune_lora.py --init_from=Qwen/Qwen3-0.6B --dataset=my_chats.jsonl
-# The base is kept in float32, 4 bytes a weight: 2.4 GB for this one, 30 GB for one of 7 billion.
-task = "chat"  # {"messages": [{"role": ..., "content": ...}]} in each line, or Alpaca's
+# The base is kept in float32, 4 bytes per weight: 2.4 GB for this one, 30 GB for 7 billion weights.
+task = "chat"  # {"messages": [{"role": ..., "content": ...}]} per line, or Alpaca's
 init_from = "Qwen/Qwen3-0.6B"
 dataset = "my_chats.jsonl"
 out_dir = "out/assistant"
@@ -14,7 +14,7 @@ merge = True  # out/assistant/merged.pt, for convert.py
 
 block_size = 1024
 batch_size = 4
-gradient_accumulation_steps = 4  # 16 conversations a step
+gradient_accumulation_steps = 4  # 16 conversations per step
 epochs = 3
 learning_rate = 2e-4
 schedule = "cosine"

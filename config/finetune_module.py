@@ -1,4 +1,4 @@
-# Real text: from which module of Python's standard library is a function?
+# Real text: which module of Python's standard library is a function from?
 #   python prepare_data.py python && python train.py config/python_code.py
 #   python finetune.py config/finetune_module.py
 # 1:11 on two CPU cores, accuracy 0.88; a bag of words gets 0.83.

@@ -1,4 +1,4 @@
-# Question answering: a sentence of a story and a question, answered in a word or two.
+# Question answering: a sentence from a story and a question, answered in a word or two.
 #   python finetune.py config/finetune_qa.py
 # On two CPU cores 1:47, exact match 0.66.
 task = "completion"
@@ -8,7 +8,7 @@ out_dir = "out/qa"
 
 batch_size = 64
 epochs = 2.24
-redraw = "attention"  # answers are copied: what to look at is learned anew (docs/speed.md)
+redraw = "attention"  # answers are copied, so relearn what to attend to (docs/speed.md)
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

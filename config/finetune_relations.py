@@ -8,7 +8,7 @@ out_dir = "out/relations"
 
 batch_size = 48
 epochs = 3.6
-redraw = "attention"  # answers are copied: what to look at is learned anew (docs/speed.md)
+redraw = "attention"  # answers are copied, so relearn what to attend to (docs/speed.md)
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

@@ -1,4 +1,4 @@
-# A headline: two sentences of a story, and its title.
+# Titles: from two sentences of a story to its title.
 #   python finetune.py config/finetune_title.py
 # On two CPU cores 1:25, exact match 0.96.
 task = "completion"
@@ -7,7 +7,7 @@ init_from = "out/stories"
 out_dir = "out/title"
 
 batch_size = 48
-epochs = 14  # names are copied, and that is learned last
+epochs = 14  # names are copied, which is learned last
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head

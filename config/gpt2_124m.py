@@ -5,12 +5,12 @@
 dataset = "fineweb_edu"
 out_dir = "out/gpt2_124m"
 
-# The model is the default one. Of 50,257 rows a multiple of 128; those to spare are never drawn.
+# The default model. 50,257 tokens, padded to a multiple of 128; the padding is never sampled.
 vocab_size = 50304
 
-batch_size = 12  # what 40 GB hold; with less memory take 6 and twice the accumulation
+batch_size = 12  # fits in 40 GB; with less memory use 6 and twice the accumulation steps
 block_size = 1024
-gradient_accumulation_steps = 5 * 8  # 40 × 12 × 1,024 = 491,520 tokens a step
+gradient_accumulation_steps = 5 * 8  # 40 × 12 × 1,024 = 491,520 tokens per step
 
 _tokens = 10e9
 max_iters = int(_tokens / (gradient_accumulation_steps * batch_size * block_size))  # 20,345

@@ -1,5 +1,5 @@
 # A small Llama on 10 billion tokens of FineWeb-Edu: the same run as config/gpt2_124m.py with
-# rotary positions, RMS norm, SwiGLU, shared keys and values, and a head of its own.
+# rotary positions, RMSNorm, SwiGLU, grouped-query attention and an untied head.
 #   python prepare_data.py fineweb_edu --shards=99
 #   torchrun --standalone --nproc_per_node=8 train.py config/llama_150m.py
 dataset = "fineweb_edu"
@@ -7,7 +7,7 @@ out_dir = "out/llama_150m"
 
 n_layer = 12
 n_head = 12
-n_kv_head = 4  # each serves three heads of queries
+n_kv_head = 4  # each is shared by three query heads
 n_embd = 768
 norm = "rmsnorm"
 position = "rope"
@@ -17,7 +17,7 @@ vocab_size = 50304
 
 batch_size = 12
 block_size = 1024
-gradient_accumulation_steps = 5 * 8  # 40 × 12 × 1,024 = 491,520 tokens a step
+gradient_accumulation_steps = 5 * 8  # 40 × 12 × 1,024 = 491,520 tokens per step
 
 _tokens = 10e9
 max_iters = int(_tokens / (gradient_accumulation_steps * batch_size * block_size))  # 20,345

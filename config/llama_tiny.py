@@ -17,7 +17,7 @@ tie_weights = False
 init = "zero"
 
 batch_size = 12
-gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens a step
+gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens per step
 
 optimizer = "muon"
 learning_rate = 3e-2  # of the embedding and the head

@@ -1,4 +1,4 @@
-# Real text that every machine has: the source of Python's standard library.
+# Real text that is on every machine: the source of Python's standard library.
 #   python prepare_data.py python && python train.py config/python_code.py
 dataset = "python"
 out_dir = "out/python"
@@ -9,14 +9,14 @@ n_embd = 192
 block_size = 256
 norm = "layernorm"
 position = "rope"
-ngrams = 3  # nothing is read twice: no danger of learning them by heart
+ngrams = 3  # no text is seen twice, so they cannot overfit
 qk_norm = True
 mlp = "relu2"
 tie_weights = False
 init = "zero"
 
 batch_size = 12
-gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens a step
+gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens per step
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embeddings and the head

@@ -15,14 +15,14 @@ mlp = "relu2"
 tie_weights = False
 init = "zero"
 
-# A million characters are read more than four times: something must keep it from learning them by
-# heart. All sequences of a batch share their zeros, since a CPU is slow to draw them.
+# A million characters are seen more than four times, so dropout has to prevent overfitting. All
+# sequences of a batch share a dropout mask, since a CPU is slow to sample them.
 dropout = 0.1
 attention_dropout = 0.0
 shared_dropout = True
 
 batch_size = 16
-gradient_accumulation_steps = 1  # 16 × 256 = 4,096 tokens a step
+gradient_accumulation_steps = 1  # 16 × 256 = 4,096 tokens per step
 
 optimizer = "muon"
 learning_rate = 2e-2  # of the embedding and the head
@@ -38,4 +38,4 @@ eval_interval = 1150  # an evaluation takes ten seconds
 eval_iters = 28  # 448 windows: all of the validation split
 log_interval = 20
 
-compile = True  # costs up to 50 seconds at the start, and saves a sixth of every step
+compile = True  # costs up to 50 seconds at startup, and saves a sixth of every step

@@ -1,4 +1,4 @@
-# The quick start: a small transformer learns to tell stories, in English and Chinese.
+# The quick start: a small transformer learns to tell stories in English and Chinese.
 #   python prepare_data.py && python train.py && python sample.py
 # Two minutes on two CPU cores, 4:28 on older ones without bfloat16; ends near 0.321 bits per byte,
 # where the floor is 0.218.
@@ -18,13 +18,13 @@ tie_weights = False
 init = "zero"
 
 batch_size = 12
-gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens a step
+gradient_accumulation_steps = 1  # 12 × 256 = 3,072 tokens per step
 
 optimizer = "muon"
 learning_rate = 3e-2  # of the embedding and the head
 muon_learning_rate = 0.06  # of the matrices between them
 beta1 = 0.8
-weight_decay = 0.1  # costs 0.002 bits per byte, and leaves a model that learns tasks far better
+weight_decay = 0.1  # costs 0.002 bits per byte, but the model then learns tasks far better
 schedule = "linear"
 warmup_iters = 0
 min_lr = 0.0

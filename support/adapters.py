@@ -1,15 +1,15 @@
-"""What of a trained model is trained further, and small modules put into it from outside.
+"""Fine-tuning methods: which weights are trained, and small modules that are added to a model.
 
-    method    what is learned                                          source
+    method    what is trained                                          source
     full      every weight
-    last      the last few blocks, the last norm, and a head of its own
-    head      the head alone
+    last      the last few blocks, the last norm, and an untied head
+    head      only the head
     lora      y = W x + alpha/rank · up(down(x))  beside matrices W    arXiv:2106.09685
-    adapter   y = f(x) + up(gelu(down(f(x))))  behind each branch f    arXiv:1902.00751
-    prefix    keys and values that every position also sees            arXiv:2101.00190, 2303.16199
+    adapter   y = f(x) + up(gelu(down(f(x))))  after each branch f     arXiv:1902.00751
+    prefix    keys and values that every position attends to as well   arXiv:2101.00190, 2303.16199
 
-The last three leave the model as it was and add to it, `up` and the prefix's gate being zero at
-first: training starts at the base model's function exactly. Only what they added is saved.
+The last three leave the model's weights as they are and add to them. `up` and the prefix's gate
+start at zero, so training starts exactly at the base model's function. Only what they add is saved.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# What each method reads of a config; a checkpoint keeps it.
+# The options of each method, which a checkpoint stores.
 SETTINGS = {
     "full": (),
     "last": ("last_blocks",),
@@ -32,7 +32,7 @@ MATRICES = ("query", "key", "value", "output", "gate", "up", "down")  # of a blo
 
 
 class LoRA(nn.Module):
-    """A linear layer whose weight is left alone, and a narrow detour that is learned."""
+    """A linear layer with a frozen weight, plus a learned low-rank update."""
 
     def __init__(self, base, rank, alpha, dropout):
         super().__init__()
@@ -49,7 +49,7 @@ class LoRA(nn.Module):
 
     @torch.no_grad()
     def merged(self):
-        """A linear layer that does the same: W + alpha/rank · up down."""
+        """The equivalent linear layer: W + alpha/rank · up down."""
         self.base.weight += (self.scale * self.up.weight @ self.down.weight).type_as(
             self.base.weight
         )
@@ -57,7 +57,7 @@ class LoRA(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A branch of a block, and behind it a bottleneck that is learned."""
+    """A branch of a block, followed by a learned bottleneck."""
 
     def __init__(self, base, n_embd, size):
         super().__init__()
@@ -73,10 +73,10 @@ class Adapter(nn.Module):
 
 
 class Prefix(nn.Module):
-    """Attention, and beside it attention to learned positions that all can see, let in by a gate.
+    """Attention, plus gated attention to learned positions that every token attends to.
 
-    Put before the others, as the first of the papers does, they would take weight from them at
-    once; with a softmax and a gate of their own (the second paper) they start as nothing.
+    Prepended to the sequence, as in the first paper, they would take attention from the other
+    positions at once; with their own softmax and gate (the second paper) they start with no effect.
     """
 
     def __init__(self, attend, config, length):
@@ -98,14 +98,14 @@ ADDED = (LoRA, Adapter, Prefix)
 
 
 def settings_of(config):
-    """The method of a config, with the knobs that the method reads: a dict."""
+    """The method of a config and its options, as a dict."""
     return {name: getattr(config, name) for name in ("method", *SETTINGS[config.method])}
 
 
 def put_in(model, settings):
-    """Freeze all of the model but what the method trains, and put in the modules that it adds.
+    """Freeze everything that the method does not train, and insert the modules that it adds.
 
-    A head for labels is new, and trained by every method.
+    A label head is new, and every method trains it.
     """
     method = settings["method"]
     model.requires_grad_(method == "full")
@@ -130,21 +130,21 @@ def put_in(model, settings):
 
 
 def add_lora(model, settings):
-    """Put a `LoRA` around each matrix of the blocks that `lora_targets` names."""
+    """Wrap a `LoRA` around each matrix of the blocks that `lora_targets` names."""
     names = settings["lora_targets"]
     rank, alpha, dropout = (settings[f"lora_{name}"] for name in ("rank", "alpha", "dropout"))
-    there = set()
+    found = set()
     for parent in list(model.blocks.modules()):
         for name, child in list(parent.named_children()):
             if name in names and isinstance(child, nn.Linear):
                 setattr(parent, name, LoRA(child, rank, alpha, dropout))
-                there.add(name)
-    if not there:
+                found.add(name)
+    if not found:
         raise SystemExit(f"lora_targets={' '.join(names)}: this model has no such matrix")
 
 
 def merge_lora(model):
-    """The model with each `LoRA` worked into the matrix it stands beside."""
+    """Merge each `LoRA` into its matrix, and return the model."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LoRA):
@@ -153,17 +153,17 @@ def merge_lora(model):
 
 
 def has_added(model):
-    """Whether a model has modules that no other program knows."""
+    """Whether a model has added modules, which no other program supports."""
     return any(isinstance(module, ADDED) for module in model.modules())
 
 
 def adds(settings):
-    """Whether a method keeps the base model as it is and saves only what it added."""
+    """Whether a method leaves the base model unchanged and saves only what it adds."""
     return settings["method"] in ("lora", "adapter", "prefix")
 
 
 def weights_to_save(model):
-    """{name: weight}: all of them; of a model with added modules, only what is trained."""
+    """{name: weight}: all weights, or only the trained ones of a model with added modules."""
     weights = model.state_dict()
     if not has_added(model):
         return weights
@@ -172,12 +172,12 @@ def weights_to_save(model):
 
 
 def fingerprint_of(weights):
-    """A few letters that differ for different weights, {name: tensor}: some of each are looked at.
+    """A short hash of weights {name: tensor}, from a sample of the values of each tensor.
 
-    An adapter fits the base that it was trained on, and no other.
+    An adapter only fits the base model that it was trained on.
     """
-    seen = blake2b(digest_size=8)
+    digest = blake2b(digest_size=8)
     for name, weight in sorted(weights.items()):
-        some = weight.detach().flatten()[:: max(1, weight.numel() // 1000)].float().cpu()
-        seen.update(name.encode() + some.numpy().tobytes())
-    return seen.hexdigest()
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // 1000)].float().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()

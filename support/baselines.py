@@ -1,6 +1,6 @@
-"""What guessing would reach: the simple answers that finetune.py shows beside a model's.
+"""Baselines: the simple answers that finetune.py reports beside a model's.
 
-They look at the training examples and at what is asked, never at the answers of the test.
+They use the training examples and the test inputs, never the test answers.
 """
 
 from collections import Counter
@@ -12,18 +12,18 @@ import regex
 from support.metrics import words
 
 CHINESE_PAIR = regex.compile(r"\p{Han}{2}")
-MOST_PROMPTS = 5000  # of the training data, to look for the most similar one
-PROMPTS_AT_ONCE = 256  # compared with all of those: 10 MB of similarities
+MOST_PROMPTS = 5000  # training prompts to search for the most similar one
+PROMPTS_AT_ONCE = 256  # compared with all of these: 10 MB of similarities
 TAIL = 12  # words at the end of a prompt, where the question stands
 
 
 def most_common(things):
-    """The one that is there most often; of several the first."""
+    """The most frequent item; the first of several."""
     return Counter(things).most_common(1)[0][0]
 
 
 def bag(text):
-    """Words and pairs of Chinese characters of a text; something also where there are none."""
+    """Words and pairs of Chinese characters in a text; [""] if there are none."""
     return words(text) + CHINESE_PAIR.findall(text, overlapped=True) or [""]
 
 
@@ -33,9 +33,9 @@ def ending(text):
 
 
 def baseline_labels(train, test):
-    """Labels for test by two simple ways: {name of the way: list of str}.
+    """Labels for test from two baselines: {name: list of str}.
 
-    train, test: lists of {"text", "label"}; the labels of test are not looked at.
+    train, test: lists of {"text", "label"}; the labels of test are not used.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -45,7 +45,7 @@ def baseline_labels(train, test):
     if len(set(labels)) > 1 and test:
         counter = CountVectorizer(analyzer=bag)
         seen = counter.fit_transform([example["text"] for example in train])
-        with catch_warnings():  # few examples of many classes are no regression
+        with catch_warnings():  # few examples of many classes are not a regression problem
             filterwarnings("ignore", "The number of unique classes", UserWarning)
             classifier = LogisticRegression(max_iter=10_000).fit(seen, labels)
         unseen = counter.transform([example["text"] for example in test])
@@ -54,10 +54,10 @@ def baseline_labels(train, test):
 
 
 def baseline_answers(train, test):
-    """Answers for test by three simple ways: {name of the way: list of str}.
+    """Answers for test from three baselines: {name: list of str}.
 
-    train, test: lists of {"prompt", "completion"}; the completions of test are not looked at. Of
-    more than 5,000 prompts to compare with, evenly spaced ones are taken.
+    train, test: lists of {"prompt", "completion"}; the completions of test are not used. If
+    there are more than 5,000 prompts to compare with, evenly spaced ones are taken.
     """
     some = train[:: ceil(len(train) / MOST_PROMPTS)]
     prompts = [example["prompt"] for example in test]
@@ -70,7 +70,7 @@ def baseline_answers(train, test):
 
 
 def most_similar(known, texts):
-    """For each text the place of the known one most like it, as a whole and at its end alike."""
+    """For each text, the index of the known one most similar to it as a whole and in its ending."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.metrics.pairwise import linear_kernel
@@ -86,10 +86,10 @@ def most_similar(known, texts):
 
 
 def baseline_tags(train, test):
-    """Tags for test by three simple ways: {name of the way: list of sequences of tags}.
+    """Tags for test from three baselines: {name: list of tag sequences}.
 
-    train, test: lists of {"tokens", "tags"}; the tags of test are not looked at. A token that was
-    not seen between such neighbours gets its most common tag, and one never seen gets O.
+    train, test: lists of {"tokens", "tags"}; the tags of test are not used. A token not seen
+    between the same neighbours gets its most common tag, and one never seen gets O.
     """
     alone, between = most_common_tags(train, 0), most_common_tags(train, 1)
     by_token, by_neighbours = [], []
@@ -106,18 +106,17 @@ def baseline_tags(train, test):
 
 
 def most_common_tags(examples, reach):
-    """{a token with its neighbours up to so far: the tag it has most often}."""
+    """{token with `reach` neighbours on each side: its most common tag}."""
     counts = Counter(
         pair
         for example in examples
         for pair in zip(windows(example["tokens"], reach), example["tags"])
     )
-    return {
-        seen: tag for (seen, tag), _ in reversed(counts.most_common())
-    }  # the most common is last
+    # The most common tag of a token comes last, and overwrites the others.
+    return {seen: tag for (seen, tag), _ in reversed(counts.most_common())}
 
 
 def windows(tokens, reach):
-    """Each token with as many on either side, as tuples; None stands beyond the ends."""
+    """Each token with `reach` neighbours on each side, as tuples; None beyond the ends."""
     padded = [None] * reach + list(tokens) + [None] * reach
     return list(zip(*(padded[start:] for start in range(2 * reach + 1))))

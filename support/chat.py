@@ -1,4 +1,4 @@
-"""Conversations as tokens: in the model's own way of writing them, or in ChatML.
+"""Conversations as tokens, in the model's own chat template or in ChatML.
 
 A conversation is a list of messages {"role": "system", "user" or "assistant", "content": text}:
 
@@ -14,15 +14,15 @@ from functools import cache, partial
 
 from support.tokenizer_files import chat_template_of
 
-GUARD = "\ue000"  # parts what looks like a special token in a message, so that it stays text
+GUARD = "\ue000"  # splits what looks like a special token in a message, so that it stays text
 MARKS = "<|im_start|>", "<|im_end|>"
-GENERATION = re.compile(r"({%-?\s*)(end)?generation(\s*-?%})")  # says what is learned: we know
+GENERATION = re.compile(r"({%-?\s*)(end)?generation(\s*-?%})")  # marks what is learned: not needed
 
 
 def rendered(messages, tokenizer, answering=False):
-    """A conversation as text; `answering`: up to where the assistant is to speak next.
+    """A conversation as text; `answering`: up to where the assistant's next answer begins.
 
-    Raises ValueError for what the model's template refuses, such as two users in a row.
+    Raises ValueError if the model's template refuses it, such as two user messages in a row.
     """
     import jinja2
 
@@ -42,7 +42,7 @@ def rendered(messages, tokenizer, answering=False):
 
 @cache
 def compiled_template(template):
-    """A chat template ready to be filled in; what it can do is confined to that."""
+    """A chat template compiled in a sandbox, ready to render."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -59,14 +59,14 @@ def compiled_template(template):
 
 
 def shielded(text, special):
-    """The text, in which no special token can be found any more."""
+    """The text with every special token broken up, so that none is found in it."""
     for mark in special:
         text = text.replace(mark, mark[0] + GUARD + mark[1:])
     return text
 
 
 def tokens_of(text, tokenizer):
-    """The tokens of a text in which special tokens stand for themselves."""
+    """The tokens of a text, with special tokens encoded as themselves."""
     marks = sorted(tokenizer.special_tokens, key=len, reverse=True)
     tokens = []
     for part in re.split("(" + "|".join(map(re.escape, marks)) + ")", text):
@@ -78,15 +78,15 @@ def tokens_of(text, tokenizer):
 
 
 def opening(messages, tokenizer):
-    """The tokens of a conversation in which the assistant is to speak next."""
+    """The tokens of a conversation up to where the assistant's next answer begins."""
     return tokens_of(rendered(messages, tokenizer, answering=True), tokenizer)
 
 
 def conversation(messages, tokenizer):
-    """[(tokens, whether each is learned)]: one pair, or one for each answer of the assistant's.
+    """[(tokens, whether each is learned)]: one pair, or one for each answer of the assistant.
 
-    These are apart where the template writes what was said earlier in another way than what is
-    said now, as Qwen 3 does with thoughts.
+    They are separate if the template renders earlier answers differently from the last one, as
+    Qwen 3's does with thoughts.
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     whole = rendered(messages, tokenizer)
@@ -103,7 +103,7 @@ def conversation(messages, tokenizer):
 
 
 def conversation_to(messages, i, tokenizer):
-    """(tokens, learned) of a conversation up to the answer number `i`, which alone is learned."""
+    """(tokens, learned) of a conversation up to message `i`, an answer; only that is learned."""
     before = rendered(messages[:i], tokenizer, answering=True)
     text = rendered(messages[: i + 1], tokenizer)
     if not text.startswith(before):
@@ -112,36 +112,36 @@ def conversation_to(messages, i, tokenizer):
 
 
 def with_learned(text, spans, tokenizer):
-    """(tokens, learned) of a text; learned are its spans, each up to its last special token."""
+    """(tokens, learned) of a text: each span is learned, up to its last special token."""
     special = set(tokenizer.special_tokens.values())
     tokens, learned, place = [], [], 0
     for start, end in spans:
-        aside, said = tokens_of(text[place:start], tokenizer), tokens_of(text[start:end], tokenizer)
+        given, said = tokens_of(text[place:start], tokenizer), tokens_of(text[start:end], tokenizer)
         marks = [i for i, token in enumerate(said) if token in special]
-        ends = marks[-1] + 1 if marks else len(said)
-        tokens += aside + said
-        learned += [False] * len(aside) + [True] * ends + [False] * (len(said) - ends)
+        n = marks[-1] + 1 if marks else len(said)
+        tokens += given + said
+        learned += [False] * len(given) + [True] * n + [False] * (len(said) - n)
         place = end
     rest = tokens_of(text[place:], tokenizer)
     return tokens + rest, learned + [False] * len(rest)
 
 
 def without_thoughts(answer):
-    """What is said after the thoughts that models such as Qwen 3 write before it."""
+    """The answer without the thoughts that models such as Qwen 3 write before it."""
     return answer.rpartition("</think>")[2].strip()
 
 
 def final_token(tokenizer):
-    """The token that ends what a model writes: a turn, if it has a template; else a text."""
+    """The token that ends generation: end of turn if there is a chat template, else end of text."""
     try:
         end = end_of_turn(tokenizer) if tokenizer.chat_template else None
-    except ValueError:  # the template takes no such conversation
+    except ValueError:  # the template refuses such a conversation
         end = None
     return tokenizer.eot if end is None else end
 
 
 def end_of_turn(tokenizer):
-    """The token with which the assistant ends what it says; None: the template has no such mark."""
+    """The token that ends the assistant's answer; None if the template has no such token."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     tokens, learned = conversation(messages, tokenizer)[-1]
     last = max(i for i, is_learned in enumerate(learned) if is_learned)

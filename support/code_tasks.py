@@ -1,9 +1,9 @@
-"""Examples to fine-tune on from Python files: what a function does, and where it belongs.
+"""Fine-tuning examples from Python files: what a function does, and which package it is from.
 
-docstring    {"prompt": a function without its docstring, and its beginning once more, "completion"}
+docstring    {"prompt": a function without its docstring, then its signature again, "completion"}
 module       {"text": a function, "label": the top-level package that it is from}
 
-Both are split by file, as the text that a model is trained on before (support/corpora.py).
+Both are split by file, like the text that a model is pretrained on (support/corpora.py).
 """
 
 import ast
@@ -14,17 +14,17 @@ from hashlib import blake2b
 from textwrap import dedent
 from typing import NamedTuple
 
-MOST_CHARACTERS = 3000  # of a function that is asked about
-MOST_TO_PLACE = 600  # of one whose module is asked for: all of it fits a small context
-MOST_IN_SENTENCE = 100
-PACKAGES = 10  # the labels of `module`: those with most functions
+MOST_CHARACTERS = 3000  # in a function for `docstring`
+MOST_TO_PLACE = 600  # characters in one for `module`: all of it fits a small context
+MOST_IN_SENTENCE = 100  # characters
+PACKAGES = 10  # labels of `module`: those with the most functions
 MOST_OF_PACKAGE = {"train": 250, "val": 40, "test": 80}  # functions
 SPLITS = {"train": 85, "val": 5, "test": 10}  # percent of the files
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 
 class Function(NamedTuple):
-    """A function as written, without the docstring that it may have, and what precedes that."""
+    """A function as written, without its docstring (if any), and what precedes the docstring."""
 
     file: str
     source: str
@@ -34,7 +34,7 @@ class Function(NamedTuple):
 
 
 def code_tasks(files, root):
-    """{task: {split: examples}} of the functions in these files below the folder `root`."""
+    """{task: {split: examples}} from the functions in these files below the folder `root`."""
     functions = []
     for file in files:
         functions += functions_in(file, file.relative_to(root).as_posix())
@@ -43,7 +43,7 @@ def code_tasks(files, root):
 
 
 def distinct(functions):
-    """The functions without those that do the same, word for word, as a later one."""
+    """The functions without duplicates, docstrings aside; the last of each is kept."""
     return list({function.undocumented: function for function in functions}.values())
 
 
@@ -52,18 +52,18 @@ def functions_in(file, name):
     try:
         text = file.read_text(encoding="utf-8-sig")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that were once allowed
+            warnings.simplefilter("ignore")  # about escapes that were once allowed
             tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return []
-    # Not splitlines, which also ends a line where Python does not, as at a form feed.
+    # Not splitlines, which also splits where Python does not, such as at a form feed.
     lines = re.sub(r"\r\n?", "\n", text).split("\n")
     functions = [read_function(node, lines, name) for node in definitions(tree)]
     return [function for function in functions if len(function.source) <= MOST_CHARACTERS]
 
 
 def definitions(node):
-    """The functions and methods in a module or class, but for those inside of functions."""
+    """Yield the functions and methods in a module or class, except those inside functions."""
     for inner in node.body:
         if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield inner
@@ -87,9 +87,9 @@ def read_function(node, lines, file):
 
 
 def docstrings(functions):
-    """{split: examples}: functions and the first sentence on them, split by file.
+    """{split: examples}: functions with the first sentence of their docstrings, split by file.
 
-    The question is what a model of code has read a thousand times: the line before a docstring.
+    The prompt ends as a model of code has often seen it: with the lines before a docstring.
     """
     splits = {split: [] for split in SPLITS}
     for function in functions:
@@ -108,9 +108,9 @@ def first_sentence(docstring):
 
 
 def modules(functions):
-    """{split: examples}: functions and the top-level package of each, split by file.
+    """{split: examples}: functions with their top-level package, split by file.
 
-    A package qualifies if some of its files are for training and others for the test.
+    A package qualifies if some of its files are in the training split and others in the test split.
     """
     packages = defaultdict(lambda: {split: [] for split in SPLITS})
     for function in functions:
@@ -120,13 +120,13 @@ def modules(functions):
     qualified = [package for package in packages.values() if package["train"] and package["test"]]
     qualified.sort(key=lambda package: -sum(map(len, package.values())))
     return {
-        split: [one for package in qualified[:PACKAGES] for one in package[split][:most]]
+        split: [example for package in qualified[:PACKAGES] for example in package[split][:most]]
         for split, most in MOST_OF_PACKAGE.items()
     }
 
 
 def split_of(name):
-    """The split that a file belongs to, by the hash of its name."""
+    """The split of a file, by the hash of its name."""
     number = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") % 100
     for split, percent in SPLITS.items():
         if number < percent:

@@ -1,4 +1,4 @@
-"""Learning from a larger model: not only what is right, but how likely it finds all the others."""
+"""Distillation: learn not only the right answer, but how likely a larger model finds all others."""
 
 import torch
 from torch.nn import functional as F
@@ -9,10 +9,10 @@ from support.tokenizer import same_tokens
 
 
 def taught_by(model, teacher, config):
-    """The model, whose loss in training is from now on also about the teacher's scores.
+    """Add the teacher's logits to the model's training loss, in place; returns the model.
 
-    (1 - w) · cross-entropy + w · T² · KL(teacher || model), both softened by the temperature T
-    (Hinton et al., 2015, arXiv:1503.02531), over the targets that count.
+    (1 - w) · cross-entropy + w · T² · KL(teacher || model), with both softened by the temperature T
+    (Hinton et al., 2015, arXiv:1503.02531), over the targets that are not ignored.
     """
     plain, T, w = model.forward, config.teacher_temperature, config.teacher_weight
     teacher.requires_grad_(False)
@@ -24,38 +24,38 @@ def taught_by(model, teacher, config):
         with torch.no_grad():
             theirs, _ = teacher(inputs, segments=segments)
         ours, _ = plain(inputs, segments=segments)
-        n = min(ours.size(-1), theirs.size(-1))  # one may have rows to spare
+        n = min(ours.size(-1), theirs.size(-1))  # either vocabulary may be padded
         ours, theirs = ours[counts].float(), theirs[counts][:, :n].float()  # (N, V)
         n_targets = max(1, len(ours))
         smoothing = model.config.label_smoothing
         right = F.cross_entropy(ours, targets[counts], reduction="sum", label_smoothing=smoothing)
-        alike = F.kl_div(
+        distance = F.kl_div(
             (ours[:, :n] / T).log_softmax(dim=1),
             (theirs / T).log_softmax(dim=1),
             reduction="sum",
             log_target=True,
         )
-        return None, ((1 - w) * right + w * T**2 * alike) / n_targets
+        return None, ((1 - w) * right + w * T**2 * distance) / n_targets
 
     model.forward = forward
     return model
 
 
 def load_teacher(config, start, world):
-    """The teacher, checked to score the same tokens or labels as the model."""
+    """Load the teacher; exits unless it has the same tokens or labels as the model."""
     teacher, theirs, checkpoint = load_model(config.teacher, world.device)
     known, needed = (checkpoint.get("task") or {}).get("labels") or [], start.task.labels
     if list(needed) != list(known):
         raise SystemExit(
-            f"teacher={config.teacher} knows the labels {', '.join(known) or '(none)'}, these "
+            f"teacher={config.teacher} has the labels {', '.join(known) or '(none)'}, these "
             f"examples have {', '.join(needed) or '(none)'}: fine-tune it on them first"
         )
-    ours, same_end = start.metadata["tokenizer"], {"eot": 0}  # a chat's texts end with its turns
+    ours, same_end = start.metadata["tokenizer"], {"eot": 0}  # in a chat, `eot` ends a turn
     if theirs and not same_tokens(theirs.to_dict() | same_end, ours | same_end):
-        raise SystemExit(f"teacher={config.teacher} knows other tokens than {config.init_from}")
+        raise SystemExit(f"teacher={config.teacher} has other tokens than {config.init_from}")
     if teacher.config.block_size < config.block_size:
         raise SystemExit(
-            f"teacher={config.teacher} sees {teacher.config.block_size} tokens at a time; "
+            f"teacher={config.teacher} has a context of {teacher.config.block_size} tokens; "
             f"type --block_size={teacher.config.block_size}"
         )
     return teacher

@@ -1,4 +1,4 @@
-"""Text for models that answer with labels: of a whole text, or of each of its words."""
+"""Text for models that predict labels: one for a whole text, or one for each word."""
 
 from itertools import chain
 
@@ -6,7 +6,7 @@ import regex
 
 HAN = r"\p{Han}"
 WORD = regex.compile(rf"{HAN}|[\p{{L}}\p{{N}}\p{{M}}_]+(?:['’-][\p{{L}}]+)*|[^\s]")
-LABEL = "\n\nLabel:"  # stands between a text and its label where the model writes it
+LABEL = "\n\nLabel:"  # between a text and its label where the model generates it
 CLOSING = regex.compile(r"[,.!?;:%)\]}»”’。，、！？；：）》」』…]|['’]\p{L}+|n't")
 OPENING = regex.compile(r"[(\[{«“‘（《「『]")
 
@@ -14,7 +14,7 @@ OPENING = regex.compile(r"[(\[{«“‘（《「『]")
 def words_of(text, blanks=False):
     """The words, Chinese characters and punctuation marks of a text, in order.
 
-    blanks: Chinese between blanks is a word, where there are blanks at all.
+    blanks: Chinese between spaces is one word, if there are any spaces.
     """
     parts = text.split()
     if not blanks or len(parts) < 2:
@@ -24,12 +24,12 @@ def words_of(text, blanks=False):
 
 
 def is_chinese_word(word):
-    """Whether a word has several Chinese characters, which `words_of` would take for as many."""
+    """Whether a word has several Chinese characters, which `words_of` would split into words."""
     return len(regex.findall(HAN, word)) > 1
 
 
 def gaps(words):
-    """What stands before each word in running text: a blank or nothing."""
+    """What precedes each word in running text: a space or nothing."""
     found = []
     for last, word in zip(["", *words], words):
         joined = not last or CLOSING.fullmatch(word) or OPENING.fullmatch(last)
@@ -38,12 +38,12 @@ def gaps(words):
 
 
 def is_han(word):
-    """Whether a word borders on others without a blank, as Chinese does."""
+    """Whether a word is written without spaces around it, as in Chinese."""
     return bool(regex.search(rf"[{HAN}。，、！？；：”“]", word))
 
 
 def word_tokens(words, tokenizer):
-    """(tokens, where the last token of each word is among them)."""
+    """(tokens, index of the last token of each word)."""
     tokens, ends = [], []
     for gap, word in zip(gaps(words), words):
         tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist()
@@ -52,9 +52,9 @@ def word_tokens(words, tokenizer):
 
 
 def pieces(words, tokenizer, first, block_size):
-    """(tokens, where words end among them) of as many words as fit the context, and so on.
+    """Yield (tokens, indices of the words' last tokens) of as many words as fit the context.
 
-    Every piece begins with the tokens `first`; a word that does not fit alone is cut.
+    Every piece begins with the tokens `first`; a word that does not fit on its own is cut.
     """
     while words:
         tokens, ends = word_tokens(words, tokenizer)

@@ -98,10 +98,7 @@ def class_report(gold, predicted, labels):
         precision, recall, f1, _ = class_scores(gold_numbers, predicted_numbers, labels, average)
         rows.append((f"{average} average", precision, recall, f1, len(gold)))
     right = sum(a == b for a, b in zip(gold, predicted))
-    lines = [
-        table(rows),
-        f"accuracy {right / len(gold):.4f}: {right:,} of {len(gold):,} are correct",
-    ]
+    lines = [table(rows), f"accuracy {right / len(gold):.4f}: {right:,} of {len(gold):,} correct"]
     unknown = [text for text, number in zip(predicted, predicted_numbers) if number == len(labels)]
     if unknown:
         start = f"predictions that are not among the labels: {len(unknown):,}, such as "
@@ -156,11 +153,7 @@ def draw_confusion(path, gold, predicted, labels):
         color = "white" if parts[row, column] > 0.5 else "black" if count else "0.75"
         axes.text(column, row, count, color=color, size=9, ha="center", va="center")
     upright = {"rotation": 90} if max(map(width, names)) > 3 else {}
-    as_written = {
-        "parse_math": False,
-        "fontproperties": font,
-        "size": 9,
-    }  # $ does not start a formula
+    as_written = {"parse_math": False, "fontproperties": font, "size": 9}  # $ is just a character
     axes.set_xticks(range(columns), names, **as_written, **upright)
     axes.set_yticks(range(rows), names[:rows], **as_written)
     axes.set(xlabel="predicted", ylabel="gold")

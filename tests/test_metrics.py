@@ -100,8 +100,8 @@ def test_a_class_report_has_each_class_the_averages_and_what_else_was_said():
         "macro average        0.5000     0.2500     0.3333          3",
         "micro average        0.5000     0.3333     0.4000          3",
         "weighted average     0.6667     0.3333     0.4444          3",
-        "accuracy 0.3333: 1 of 3 are right",
-        "predictions that are none of the labels: 1, such as '不知道'",
+        "accuracy 0.3333: 1 of 3 correct",
+        "predictions that are not among the labels: 1, such as '不知道'",
     ]
 
 

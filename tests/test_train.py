@@ -575,7 +575,7 @@ def test_fp8_rounds_what_the_blocks_multiply_and_keeps_their_weights(train_tiny,
     train_tiny()
     plain = last()["model"]
     train_tiny("--fp8=True")
-    assert "they are imitated" in capsys.readouterr().out
+    assert "they are emulated" in capsys.readouterr().out
     rounded = last()["model"]
     assert rounded.keys() == plain.keys()
     name = "blocks.0.mlp.up.weight"
