@@ -1,5 +1,5 @@
-# A small Llama on 10 billion tokens of FineWeb-Edu: the same run as config/gpt2_124m.py with
-# rotary positions, RMSNorm, SwiGLU, grouped-query attention and an untied head.
+# A small Llama on 10 billion tokens of FineWeb-Edu: config/gpt2_124m.py with rotary positions,
+# RMSNorm, SwiGLU, grouped-query attention, an untied head and a higher learning rate.
 #   python prepare_data.py fineweb_edu --shards=99
 #   torchrun --standalone --nproc_per_node=8 train.py config/llama_150m.py
 dataset = "fineweb_edu"

@@ -14,7 +14,7 @@ from support.metrics import words
 CHINESE_PAIR = regex.compile(r"\p{Han}{2}")
 MOST_PROMPTS = 5000  # training prompts to search for the most similar one
 PROMPTS_AT_ONCE = 256  # compared with all of these: 10 MB of similarities
-TAIL = 12  # words at the end of a prompt, where the question stands
+TAIL = 12  # words at the end of a prompt, where the question is
 
 
 def most_common(things):
@@ -76,12 +76,12 @@ def most_similar(known, texts):
     from sklearn.metrics.pairwise import linear_kernel
 
     views = TfidfVectorizer(analyzer=bag), TfidfVectorizer(analyzer=ending)
-    ours = hstack([view.fit_transform(known) for view in views], format="csr")
+    known_vectors = hstack([view.fit_transform(known) for view in views], format="csr")
     places = []
     for start in range(0, len(texts), PROMPTS_AT_ONCE):
         part = texts[start : start + PROMPTS_AT_ONCE]
-        theirs = hstack([view.transform(part) for view in views], format="csr")
-        places += linear_kernel(theirs, ours).argmax(axis=1).tolist()
+        vectors = hstack([view.transform(part) for view in views], format="csr")
+        places += linear_kernel(vectors, known_vectors).argmax(axis=1).tolist()
     return places
 
 

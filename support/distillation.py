@@ -22,16 +22,16 @@ def taught_by(model, teacher, config):
             return plain(inputs, targets, cache, segments, at)
         counts = targets != IGNORED
         with torch.no_grad():
-            theirs, _ = teacher(inputs, segments=segments)
-        ours, _ = plain(inputs, segments=segments)
-        n = min(ours.size(-1), theirs.size(-1))  # either vocabulary may be padded
-        ours, theirs = ours[counts].float(), theirs[counts][:, :n].float()  # (N, V)
-        n_targets = max(1, len(ours))
+            soft, _ = teacher(inputs, segments=segments)
+        logits, _ = plain(inputs, segments=segments)
+        n = min(logits.size(-1), soft.size(-1))  # either vocabulary may be padded
+        logits, soft = logits[counts].float(), soft[counts][:, :n].float()  # (N, V)
+        n_targets = max(1, len(logits))
         smoothing = model.config.label_smoothing
-        right = F.cross_entropy(ours, targets[counts], reduction="sum", label_smoothing=smoothing)
+        right = F.cross_entropy(logits, targets[counts], reduction="sum", label_smoothing=smoothing)
         distance = F.kl_div(
-            (ours[:, :n] / T).log_softmax(dim=1),
-            (theirs / T).log_softmax(dim=1),
+            (logits[:, :n] / T).log_softmax(dim=1),
+            (soft / T).log_softmax(dim=1),
             reduction="sum",
             log_target=True,
         )
@@ -43,7 +43,7 @@ def taught_by(model, teacher, config):
 
 def load_teacher(config, start, world):
     """Load the teacher; exits unless it has the same tokens or labels as the model."""
-    teacher, theirs, checkpoint = load_model(config.teacher, world.device)
+    teacher, tokenizer, checkpoint = load_model(config.teacher, world.device)
     known, needed = (checkpoint.get("task") or {}).get("labels") or [], start.task.labels
     if list(needed) != list(known):
         raise SystemExit(
@@ -51,7 +51,7 @@ def load_teacher(config, start, world):
             f"examples have {', '.join(needed) or '(none)'}: fine-tune it on them first"
         )
     ours, same_end = start.metadata["tokenizer"], {"eot": 0}  # in a chat, `eot` ends a turn
-    if theirs and not same_tokens(theirs.to_dict() | same_end, ours | same_end):
+    if tokenizer and not same_tokens(tokenizer.to_dict() | same_end, ours | same_end):
         raise SystemExit(f"teacher={config.teacher} has other tokens than {config.init_from}")
     if teacher.config.block_size < config.block_size:
         raise SystemExit(

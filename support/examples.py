@@ -208,7 +208,7 @@ def json_lines(stream):
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 reason = f"{error.msg}, at {line[error.pos : error.pos + 10]!r}"
-                advice = "; for a list of objects use --format=json" if line[0] == "[" else ""
+                advice = "; for a list of objects use --format=json" if line.startswith("[") else ""
                 raise SystemExit(
                     f"{stream.name}, line {number}: not JSON ({reason}){advice}"
                 ) from None

@@ -9,7 +9,7 @@ DIVISOR = 16  # of the sizes that the kernels support
 def use_fp8(model, device):
     """Make the blocks' linear layers multiply in float8, in place; weights keep their precision.
 
-    Before each product both tensors are scaled by their maximum and rounded: to e4m3 in the forward
+    Before each product each tensor is scaled by its own maximum and rounded: to e4m3 in the forward
     pass, gradients to e5m2 (arXiv:2209.05433). Other devices emulate the rounding, which is slower
     than not using it. Exits if torchao is missing.
     """

@@ -240,10 +240,10 @@ def entity_counts(gold, predicted):
     for number, (tags, guesses) in enumerate(zip(gold, predicted)):
         if len(tags) != len(guesses):
             raise ValueError(f"sequence {number}: {len(guesses)} tags for {len(tags)} tokens")
-        ours, theirs = set(entities(guesses)), set(entities(tags))
-        right.update(kind for kind, _, _ in ours & theirs)
-        found.update(kind for kind, _, _ in ours)
-        true.update(kind for kind, _, _ in theirs)
+        in_answer, in_reference = set(entities(guesses)), set(entities(tags))
+        right.update(kind for kind, _, _ in in_answer & in_reference)
+        found.update(kind for kind, _, _ in in_answer)
+        true.update(kind for kind, _, _ in in_reference)
     return right, found, true
 
 
@@ -268,7 +268,7 @@ def text_numbers(references, predictions):
     if the lists differ in length.
     """
     check_pairs(references, predictions)
-    pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(references, predictions)]
+    pairs = [(gold.strip(), answer.strip()) for gold, answer in zip(references, predictions)]
     numbers = {
         "exact_match": sum(reference == answer for reference, answer in pairs) / len(pairs),
         "token_f1": sum(token_f1(*pair) for pair in pairs) / len(pairs),
@@ -282,19 +282,19 @@ def text_numbers(references, predictions):
 
 def token_f1(reference, answer):
     """F1 of the words that two texts share; for two texts without words, whether they are equal."""
-    ours, theirs = words(answer), words(reference)
-    if not ours and not theirs:
+    predicted, gold = words(answer), words(reference)
+    if not predicted and not gold:
         return float(normalize("NFKC", reference) == normalize("NFKC", answer))
-    common = (Counter(ours) & Counter(theirs)).total()
-    return shares(common, len(ours), len(theirs))[-1]
+    common = (Counter(predicted) & Counter(gold)).total()
+    return shares(common, len(predicted), len(gold))[-1]
 
 
 def line_f1(pairs):
     """F1 of the lines that references and answers share, over all pairs."""
     totals = np.zeros(3, dtype=int)
     for pair in pairs:
-        theirs, ours = (Counter(filter(None, map(str.strip, text.splitlines()))) for text in pair)
-        totals += (ours & theirs).total(), ours.total(), theirs.total()
+        gold, answer = (Counter(filter(None, map(str.strip, text.splitlines()))) for text in pair)
+        totals += (answer & gold).total(), answer.total(), gold.total()
     return float(shares(*totals)[-1])
 
 
