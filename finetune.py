@@ -23,7 +23,7 @@ import numpy as np
 import regex
 import torch
 
-from model import IGNORED
+from model import IGNORED, check_range
 from support.adapters import MATRICES, SETTINGS
 from support.checkpoint import (
     BEST,
@@ -63,12 +63,12 @@ NOTHING = Example([0], [IGNORED])  # fills a batch that random changes left with
 class FinetuneConfig(TrainConfig):
     """Fine-tune a trained model on examples of a task; all other options are those of train.py."""
 
-    # from what, to what
+    # input and output
     init_from: str = "out/stories"  # a run, a checkpoint, a Hugging Face folder or name; or resume
     out_dir: str = "out/finetuned"  # checkpoints, log, test.json and predictions.jsonl
     pretrained: bool = True  # False: same shape, random weights; what was pretraining worth?
     redraw: tuple[Literal["attention", "mlp"], ...] = ()  # parts of each block to reinitialise
-    # on which examples
+    # the examples
     task: Literal[tuple(TASKS)] = "completion"  # what to learn of an example (support/tasks.py)
     dataset: str = "stories/tasks/qa"  # a file; a folder with train, val, test; a folder of tokens
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # auto: by file name
@@ -91,11 +91,11 @@ class FinetuneConfig(TrainConfig):
     adapter_size: int = 16  # adapter: channels of the bottleneck
     prefix_length: int = 16  # prefix: number of learned positions
     merge: bool = False  # lora: also write merged.pt, an ordinary model
-    # from whom
+    # the teacher
     teacher: str | None = None  # model with the same tokens or labels, whose logits are learned too
     teacher_weight: float = 0.5  # fraction of the loss that comes from the teacher
     teacher_temperature: float = 2.0  # above 1: the teacher's less likely choices count for more
-    # how; as in train.py, with defaults for a model that already knows a language
+    # as in train.py, with defaults for a model that has learned a language
     block_size: int | None = None  # context length; None: the model's
     batch_size: int = 8  # examples per micro-batch
     gradient_accumulation_steps: int = 1  # micro-batches per update
@@ -115,19 +115,11 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("last_blocks", "lora_rank", "adapter_size", "prefix_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("lora_dropout", "word_deletion", "word_swap", "token_shift"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        if not 0 < self.val_fraction < 0.5:
-            raise ValueError(f"val_fraction={self.val_fraction} must be above 0 and below 0.5")
-        if not 0 <= self.teacher_weight <= 1 or self.teacher_temperature <= 0 or self.epochs <= 0:
-            raise ValueError(
-                "teacher_weight must be 0 to 1, teacher_temperature and epochs above 0, not "
-                f"{self.teacher_weight}, {self.teacher_temperature} and {self.epochs}"
-            )
+        check_range(self, "last_blocks lora_rank adapter_size prefix_length", at_least=1)
+        check_range(self, "lora_dropout word_deletion word_swap token_shift", at_least=0, below=1)
+        check_range(self, "val_fraction", above=0, below=0.5)
+        check_range(self, "teacher_weight", at_least=0, at_most=1)
+        check_range(self, "teacher_temperature epochs", above=0)
         unknown = set(self.lora_targets) - set(MATRICES)
         if unknown or not self.lora_targets:
             raise ValueError(
