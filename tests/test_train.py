@@ -707,7 +707,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(train_tiny, capsys):
     train_tiny("--dry_run=True", "--max_iters=100", "--warmup_iters=100")
     told = capsys.readouterr().out
     assert "tokens per iteration will be: 128" in told
-    for part in ("weights", "gradients", "optimizer", "activations", "epochs", "GFLOP a step"):
+    for part in ("weights", "gradients", "optimizer", "activations", "epochs", "GFLOP per step"):
         assert part in told
     assert "11 times, 3 batches of each split" in told
     assert "warmup_iters=100 lasts the whole run" in told
