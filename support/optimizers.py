@@ -84,7 +84,7 @@ REPETITIONS = 5
 def newton_schulz(matrices):
     """Approximately the nearest matrices with orthonormal rows: (N, rows, columns ≥ rows).
 
-    The Newton-Schulz iteration is an odd polynomial, which acts on the singular values of a matrix
+    The Newton-Schulz iteration applies an odd polynomial, which acts on a matrix's singular values
     alone: it needs no decomposition, only products, batched for matrices of equal shape. Half
     precision is enough for them, where the machine multiplies it fast.
     """

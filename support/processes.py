@@ -75,7 +75,7 @@ class World:
         """Wrap the model so that every process gets the mean of all processes' gradients."""
         if self.size == 1:
             return model
-        syncs = "forward_sync_buffers", "broadcast_buffers"  # its name since torch 2.13, and before
+        syncs = "forward_sync_buffers", "broadcast_buffers"  # since torch 2.13, and before
         known = inspect.signature(DistributedDataParallel).parameters
         return DistributedDataParallel(model, **{next(n for n in syncs if n in known): False})
 
@@ -206,7 +206,7 @@ def compiled(model, setting, world, example):
             reason = "gradients that are not finite"
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler may raise anything, and is not needed
+    except Exception as error:  # a compiler may raise anything; go without it
         reason = type(error).__name__
     finally:
         model.zero_grad(set_to_none=True)

@@ -63,7 +63,7 @@ def read_config(Config, default_file, fixed=("optimizer",)):
         if old != new:
             keeps = name in (*fixed, *CHANGEABLE)  # in a new run from the weights of this one
             raise SystemExit(
-                f"{name}={new} cannot resume {config.out_dir}, which has {old}; leave it out, or "
+                f"{name}={new} does not match {config.out_dir}, which has {old}; leave it out or "
                 f"start a new run: --init_from={config.out_dir if keeps else Config.init_from}"
             )
     check_tracker(config)
@@ -174,4 +174,4 @@ def tell_changes(then, now):
     """Print what has changed in the data since the resumed run began."""
     for name in then:
         if then[name] != now.get(name):
-            print(f"the data have changed: {name} was {then[name]}, is {now.get(name)}")
+            print(f"the data have changed: {name} was {then[name]} and is now {now.get(name)}")
