@@ -1,7 +1,7 @@
-"""Measure speed, side by side with others: `python bench.py train --peer=../nanoGPT`.
+"""Measure speed side by side with other programs: `python bench.py train --peer=../nanoGPT`.
 
-Every contestant runs in a process of its own, one after the other, round after round: what else the
-machine does meets all of them. Told are medians, with the lowest and the highest value.
+Each contestant runs in its own process, one after the other, round after round: other load on the
+machine affects all of them. The results are medians, with the lowest and the highest value.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ from train import TrainConfig, accumulate_gradients, make_optimizers, update
 ROOT = Path(__file__).parent
 VOCAB_SIZE = 50257  # of GPT-2
 PROMPT = 16  # tokens before the sampled ones
-NANOGPT_FOR_A_CPU = (  # its README's
+NANOGPT_FOR_A_CPU = (  # from its README
     "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
     "--log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
     "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
@@ -46,22 +46,22 @@ NANOGPT_FOR_A_CPU = (  # its README's
 
 @dataclass
 class BenchConfig:
-    """Measure speed, side by side with others."""
+    """Measure speed side by side with other programs."""
 
-    # train and sample a shape such as GPT-2's, prepare text, or come down to a loss, from the shell
+    # train or sample a shape such as GPT-2's, prepare text, or train to a loss, from the shell
     what: tyro.conf.Positional[Literal["train", "sample", "prepare", "loss"]] = "train"
-    peer: str = ""  # a checkout of nanoGPT, for loss with its data/shakespeare_char prepared
+    peer: str = ""  # a checkout of nanoGPT; loss needs its data/shakespeare_char prepared
     only: str = ""  # measure this contestant once, in this process, and print JSON
-    rounds: int = 3  # how often each contestant has its turn
-    n_layer: int = 12  # the shape for train and sample: GPT-2's
-    n_head: int = 12  # its heads
-    n_embd: int = 768  # its channels
-    block_size: int = 1024  # its context
-    batch_size: int = 2  # train: sequences in a step
-    steps: int = 2  # train: steps that are timed, after one that is not
-    tokens: int = 512  # sample: tokens to write, one text
+    rounds: int = 3  # how often each contestant is measured
+    n_layer: int = 12  # train and sample: the model's layers; default GPT-2's
+    n_head: int = 12  # attention heads
+    n_embd: int = 768  # channels
+    block_size: int = 1024  # context
+    batch_size: int = 2  # train: sequences per step
+    steps: int = 2  # train: timed steps, after one that is not timed
+    tokens: int = 512  # sample: tokens to generate, in one text
     megabytes: float = 20.0  # prepare: size of the text
-    options: str = "--max_iters=60 --eval_interval=60"  # loss: how our config is called
+    options: str = "--max_iters=60 --eval_interval=60"  # loss: options for our config
     device: str = "auto"  # cuda, mps or cpu
     out: str = "out/bench"  # folder for the numbers, as JSON
 
@@ -73,11 +73,11 @@ class BenchConfig:
             raise ValueError(f"tokens={self.tokens} must leave {PROMPT} of block_size for a prompt")
 
 
-# --------------------------------------------------------------------------- what the machine can
+# -------------------------------------------------------------------------- the machine's limits
 
 
 def median_seconds(function, times=7):
-    """The median time of a call, after one that is not counted."""
+    """The median seconds of a call, after one that is not timed."""
     function()
     seconds = []
     for _ in range(times):
@@ -89,13 +89,13 @@ def median_seconds(function, times=7):
 
 
 def wait_for_device():
-    """Until the GPU, if there is one, has done what it was told."""
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def peak_memory(device):
-    """The most bytes that this process has held: of the GPU's memory, or of its own."""
+    """Peak memory of this process in bytes: the GPU's if it uses one, else its own."""
     if pick_device(device).type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -107,9 +107,9 @@ def peak_memory(device):
 
 
 def ceiling(device):
-    """What this machine can at best: matrix products of GPT-2's shapes, and reading memory.
+    """This machine's peak rates: of matrix products of GPT-2's shapes, and of reading memory.
 
-    The products are timed in float32 and in the precision that the machine is said to be fast in.
+    The products are timed in float32 and in the precision that should be fast on this machine.
     """
     limits = {}
     for dtype in dict.fromkeys((torch.float32, pick_dtype("auto", device))):
@@ -166,7 +166,7 @@ def random_tokens(config, device):
 
 
 def timed_training(step, config):
-    """Numbers of `config.steps` calls of `step`, after one that is not counted."""
+    """Measure `config.steps` calls of `step`, after one that is not timed: {metric: number}."""
     step()
     wait_for_device()
     begun = time.perf_counter()
@@ -203,7 +203,7 @@ def train_ours(config, compile=False, fp8=False):
 
 
 def learn(model, optimizer, loss):
-    """The rest of a plain step, once the loss is known."""
+    """The rest of a plain training step, once the loss is computed."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -211,7 +211,7 @@ def learn(model, optimizer, loss):
 
 
 def train_nanogpt(config, compile):
-    """A step of nanoGPT's train.py, which on a CPU is float32 whatever its dtype says."""
+    """A step of nanoGPT's train.py, which on a CPU uses float32 whatever its dtype."""
     with open_world(config.device, "auto") as world:
         model = nanogpt_model(config).to(world.device)
         optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), world.device.type)
@@ -228,7 +228,7 @@ def train_nanogpt(config, compile):
 
 
 def train_transformers(config, weights=torch.float32, autocast=True):
-    """The plain loop around transformers' GPT-2."""
+    """A plain training loop around transformers' GPT-2."""
     with open_world(config.device, "auto") as world:
         model = transformers_model(config).to(world.device, weights).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
@@ -247,12 +247,12 @@ def train_transformers(config, weights=torch.float32, autocast=True):
 
 
 def sample_ours(config, **options):
-    """The greedy text of sample.py, with one text at a time."""
+    """Greedy sampling as in sample.py, one text at a time."""
     with open_world(config.device, options.get("dtype", "auto"), to_train=False) as world:
         settings = SampleConfig(num_samples=1, device=config.device, **options)
         model = our_model(config).to(world.device).eval()
         weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-        each = 1 if settings.quantize == "int8" else 2  # bytes of a weight, read for every token
+        each = 1 if settings.quantize == "int8" else 2  # bytes per weight, read for every token
         model = for_inference(model, settings, 1, world)
         greedy = partial(next_token_distribution, temperature=0)
 
@@ -265,8 +265,8 @@ def sample_ours(config, **options):
 
 
 def timed_writing(write, config):
-    """Numbers of `write(n)`, which writes n tokens: how soon the first comes, how fast all do."""
-    write(2)  # not counted
+    """Measure `write(n)`, which generates n tokens: latency of the first, rate of all."""
+    write(2)  # not timed
     seconds = {}
     for n in (1, config.tokens):
         wait_for_device()
@@ -305,7 +305,7 @@ def sample_nanogpt(config):
 
 
 def text_of_size(megabytes):
-    """Stories in two languages."""
+    """Stories in two languages, `megabytes` in all."""
     from support.stories import generate as stories
 
     texts, size = [], 0
@@ -319,23 +319,23 @@ def text_of_size(megabytes):
 
 
 def timed_preparation(config, with_ours):
-    """Bytes of text a second: by prepare_data.py from the shell, its start-up included, or by bare
-    tiktoken, one thread that encodes document after document into one list.
+    """Bytes of text per second: prepare_data.py from the shell, including start-up, or bare
+    tiktoken, where one thread encodes document after document into one list.
     """
     with tempfile.TemporaryDirectory() as folder:
         texts = text_of_size(config.megabytes)
         size = sum(len(text.encode()) for text in texts)
         lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        some = lines[: len(lines) // 20].rpartition("\n")[0]
-        (Path(folder) / "small.jsonl").write_text(some, encoding="utf-8")
+        first_lines = lines[: len(lines) // 20].rpartition("\n")[0]
+        (Path(folder) / "small.jsonl").write_text(first_lines, encoding="utf-8")
         (Path(folder) / "text.jsonl").write_text(lines, encoding="utf-8")
         prepare = [sys.executable, ROOT / "prepare_data.py"]
         quiet = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
         subprocess.run([*prepare, "small.jsonl", "--dataset=small"], **quiet)
         if with_ours:
             begun = time.perf_counter()
-            words = ["text.jsonl", "--dataset=text", "--tokenizer=data/small"]
-            subprocess.run([*prepare, *words], **quiet)
+            options = ["text.jsonl", "--dataset=text", "--tokenizer=data/small"]
+            subprocess.run([*prepare, *options], **quiet)
         else:
             from support.token_files import open_dataset
 
@@ -363,7 +363,7 @@ def loss_nanogpt(config):
 
 
 def told_by(command, **options):
-    """What a command prints; exits with its complaint where it fails."""
+    """The output of a command; exits with its error output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", **options)
     if done.returncode:
         raise SystemExit(done.stderr.strip()[-1000:])
@@ -371,7 +371,7 @@ def told_by(command, **options):
 
 
 def timed_command(command, folder, out, dataset):
-    """Seconds of a whole training run, and its loss on all of the validation split."""
+    """Seconds of a whole training run, and its loss on the whole validation split."""
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     begun = time.perf_counter()
     told_by([sys.executable, *command.split()], cwd=folder, env=environment)
@@ -380,8 +380,8 @@ def timed_command(command, folder, out, dataset):
         f"train.py --init_from={out} --eval_only=True --eval_iters=0 --block_size=64 "
         f"--dataset={dataset} --batch_size=64 --dtype=float32"
     )
-    told = told_by([sys.executable, *evaluation.split()], cwd=ROOT, env=environment)
-    return {"seconds": seconds, "val_loss": float(re.findall(r"val loss ([\d.]+)", told)[-1])}
+    output = told_by([sys.executable, *evaluation.split()], cwd=ROOT, env=environment)
+    return {"seconds": seconds, "val_loss": float(re.findall(r"val loss ([\d.]+)", output)[-1])}
 
 
 CONTESTANTS = {
@@ -415,7 +415,7 @@ CONTESTANTS = {
 
 
 def contestants(config):
-    """The names of those who can take part here."""
+    """The names of the contestants that can run on this machine."""
     if config.peer and not (Path(config.peer) / "train.py").is_file():
         raise SystemExit(f"peer={config.peer} must be a checkout of nanoGPT")
     names = list(CONTESTANTS[config.what])
@@ -430,18 +430,18 @@ def contestants(config):
     if pick_dtype("auto", device) == torch.float32:
         slow = [name for name in names if "bf16" in name]
         if slow:
-            print(f"left out, since bfloat16 is slow on this machine: {'; '.join(slow)}")
+            print(f"left out because bfloat16 is slow on this machine: {'; '.join(slow)}")
         names = [name for name in names if name not in slow]
     for peer, remedy in missing:
         left_out = [name for name in names if name.startswith(peer)]
         if left_out:
-            print(f"without {peer}, which needs {remedy}")
+            print(f"left out: {peer}, which needs {remedy}")
         names = [name for name in names if name not in left_out]
     return names
 
 
 def measured_alone(name, config):
-    """The numbers of one contestant, measured in a process of its own; None where it failed."""
+    """The numbers of one contestant, measured in its own process; None if it failed."""
     command = [sys.executable, __file__, *sys.argv[1:], f"--only={name}"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
@@ -451,7 +451,7 @@ def measured_alone(name, config):
 
 
 def summary(rounds):
-    """{metric: (median, lowest, highest)} of one contestant's numbers in all rounds."""
+    """{metric: (median, lowest, highest)} of one contestant's numbers over all rounds."""
     return {
         metric: (statistics.median(values), min(values), max(values))
         for metric in rounds[0]
@@ -489,10 +489,10 @@ def show(results):
 
 
 def show_ceiling(limits, results):
-    """Print what the machine can at best, and the share of it that we reach."""
+    """Print the machine's peak rates, and the share of them that we reach."""
     rates = {name.removesuffix("_flops"): limits[name] for name in limits if "flops" in name}
-    told = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items())
-    print(f"this machine: {told}, reads {limits['bytes_per_second'] / 1e9:,.1f} GB/s")
+    products = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items())
+    print(f"this machine: {products}, reads {limits['bytes_per_second'] / 1e9:,.1f} GB/s")
     fastest = max(rates, key=rates.get)
     for name, numbers in results.items():
         if "flops_per_token" in numbers:
@@ -524,7 +524,7 @@ def main():
                 rounds[name].append(numbers)
     results = {name: summary(numbers) for name, numbers in rounds.items() if numbers}
     if "ours" not in results:
-        raise SystemExit("ours could not be measured, with which the others are compared")
+        raise SystemExit("ours could not be measured, and the others are compared with it")
     show(results)
     best = {limit: max(round[limit] for round in limits) for limit in limits[0]}
     show_ceiling(best, results)

@@ -1,19 +1,19 @@
 """One self-contained file per run: `sample.py` needs nothing else, on any machine.
 
-A checkpoint is a dict of tensors, numbers and text, so that reading one can execute nothing:
+A checkpoint is a dict of tensors, numbers and text, so reading one cannot execute code:
 
     format         1                                  model         name -> weight
-    step           updates made so far                ema           the same, averaged; or None
+    step           updates made so far                ema           their moving average, or None
     model_config   fields of ModelConfig              optimizer     name -> its state
-    train_config   fields of the script's config      scaler        of float16's loss
+    train_config   fields of the script's config      scaler        float16's loss scaling
     tokenizer      as support/tokenizer.py writes it  progress      fields of train.Progress
     data           which data it was trained on       versions      of torch and Python, as text
 
 and of finetune.py's runs
 
-    task           what is answered, with which labels
-    method         what was trained, and of an adapter the base that it is put on; `model` then
-                   holds only what was added
+    task           what the model answers, with which labels
+    method         what was trained; for an adapter also its base, and `model` then holds only
+                   the added weights
 """
 
 import pickle
@@ -35,25 +35,25 @@ from support.weights import assembled, averaged, fitted
 
 FORMAT = 1
 LAST, BEST = "ckpt.pt", "best.pt"
-# What a run leaves in its out_dir.
+# The files that a run leaves in its out_dir.
 MERGED = "merged.pt"
 RESULTS = ("test.json", "predictions.jsonl", "confusion.png")
 KEPT = (LAST, BEST, MERGED, "log.jsonl", "loss.png", "*.tfevents.*", *RESULTS)
 
 
 def save_checkpoint(path, contents):
-    """Write a checkpoint; a reader of `path` sees the old one or the new one, whole."""
+    """Write a checkpoint atomically: a reader of `path` sees the old or the new one, complete."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     try:
         with replacing(path) as file:
             torch.save({"format": FORMAT, "versions": versions, **contents}, file)
-    except RuntimeError as error:  # so says torch where the disk is full
-        raise SystemExit(f"{path} could not be written, an older one is whole ({error})") from None
+    except RuntimeError as error:  # torch raises this if the disk is full
+        raise SystemExit(f"{path} could not be written, an older one is intact ({error})") from None
 
 
 def find_checkpoint(source, names=(BEST, LAST)):
-    """The file that `source` means: itself, or in a folder the first of `names` that is there."""
+    """The checkpoint file `source`, or the first of `names` that exists in the folder `source`."""
     source = Path(source)
     if source.is_file():
         return source
@@ -62,9 +62,9 @@ def find_checkpoint(source, names=(BEST, LAST)):
         return found[0]
     if source.is_dir():
         earlier = max(source.glob("previous-*"), key=lambda p: p.stat().st_mtime, default=None)
-        told = f"; an earlier one is in {earlier}" if earlier else ""
+        hint = f"; an earlier one is in {earlier}" if earlier else ""
         raise SystemExit(
-            f"{source} holds no {' or '.join(names)}: no run was saved there yet{told}"
+            f"{source} does not contain {' or '.join(names)}: no run was saved there yet{hint}"
         )
     raise SystemExit(
         f"there is no checkpoint {source}; train one with: python train.py (or finetune.py)"
@@ -72,31 +72,31 @@ def find_checkpoint(source, names=(BEST, LAST)):
 
 
 def read_checkpoint(path):
-    """The contents of a checkpoint file, on the CPU; exits with a message where it is none."""
+    """The contents of a checkpoint file, on the CPU; exits with a message if it is not one."""
     try:
         with ZipFile(path) as archive:
             damaged = archive.testzip()
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise SystemExit(f"{path} would execute code: refused, nothing was executed") from None
+        raise SystemExit(f"{path} would execute code: refused, and nothing was executed") from None
     except PermissionError:
-        raise SystemExit(f"{path} may not be read: permission denied") from None
+        raise SystemExit(f"{path} cannot be read: permission denied") from None
     except (BadZipFile, RuntimeError, OSError) as error:
         if Path(path).suffix in (".safetensors", ".bin"):
             raise SystemExit(
-                f"{path} holds tensors alone: name the folder with config.json"
+                f"{path} contains only tensors: name the folder with config.json"
             ) from None
         reason = str(error).splitlines()[0][:100]
-        raise SystemExit(f"{path} is no checkpoint, or was cut off: {reason}") from None
+        raise SystemExit(f"{path} is not a checkpoint, or was cut off: {reason}") from None
     if damaged:
-        raise SystemExit(f"{path} is damaged (in {damaged}); take another copy of it")
+        raise SystemExit(f"{path} is damaged (in {damaged}); use another copy of it")
     if isinstance(contents, dict) and "model_args" in contents:
         try:
             return from_nanogpt(contents, path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SystemExit(f"{path} is like a checkpoint of nanoGPT's, but: {error!r}") from None
+            raise SystemExit(f"{path} looks like a nanoGPT checkpoint, but: {error!r}") from None
     if not isinstance(contents, dict) or "model_config" not in contents:
-        raise SystemExit(f"{path} holds tensors, but is no checkpoint of train.py or finetune.py")
+        raise SystemExit(f"{path} has tensors, but is not a checkpoint of train.py or finetune.py")
     if contents["format"] > FORMAT:
         raise SystemExit(f"{path} was written by a newer version of this project: update it first")
     return contents
@@ -105,10 +105,10 @@ def read_checkpoint(path):
 def load_model(source, device="cpu", dtype=torch.float32, base=None):
     """(model, tokenizer, checkpoint) of a run's folder or a checkpoint, with the averaged weights.
 
-    Of nanoGPT's too, and of a Hugging Face folder or one on the hub: there the checkpoint says
-    hardly more than its `origin`, and the weights come in `dtype` (None: as they are stored). The
-    tokenizer is None for a run on data that came without one. What an adapter is put on may be
-    given as `base`.
+    nanoGPT's checkpoints are read too, as is a Hugging Face folder or a model on the hub: there
+    the checkpoint has little more than its `origin`, and the weights have `dtype` (None: as they
+    are stored). The tokenizer is None for a run on data without one. `base` may name the model
+    that an adapter is applied to.
     """
     folder = huggingface_folder(source)
     if folder:
@@ -123,14 +123,14 @@ def load_model(source, device="cpu", dtype=torch.float32, base=None):
         model = merge_lora(model_in(checkpoint | {"model": averaged(checkpoint)}, base))
         tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"{path} is not whole, or of another version: {error!r:.200}") from None
+        raise SystemExit(f"{path} is incomplete, or of another version: {error!r:.200}") from None
     return model.to(device).eval(), tokenizer, checkpoint
 
 
 def model_in(checkpoint, base=None):
-    """The model whose weights are in a checkpoint; of an adapter, its base with the adapter in it.
+    """The model whose weights are in a checkpoint; for an adapter, its base with the adapter.
 
-    The base is looked for where it was when the adapter was trained, or at `base`.
+    The base is loaded from where it was when the adapter was trained, or from `base`.
     """
     config = ModelConfig(**checkpoint["model_config"])
     settings = checkpoint.get("method")
@@ -145,13 +145,13 @@ def model_in(checkpoint, base=None):
         plain, _, _ = load_model(source)
     except SystemExit as error:
         raise SystemExit(
-            f"this {settings['method']} is put on {source}: {error}. Put it back there; to sample "
-            "from it where it is now: python sample.py --init_from=BASE --adapter=PATH"
+            f"this {settings['method']} needs its base {source}: {error}. Put it back there, or "
+            "say where it is now: python sample.py --init_from=BASE --adapter=PATH"
         ) from None
     if fingerprint_of(plain.state_dict()) != settings["base_fingerprint"]:
         raise SystemExit(
             f"this {settings['method']} was trained on other weights than {source} has now; "
-            f"it fits the {settings['base']} of then, and nothing else"
+            f"it only fits {settings['base']} as it was then"
         )
     model = fitted(plain, config)
     put_in(model, settings)
@@ -163,7 +163,7 @@ def model_in(checkpoint, base=None):
 
 
 def refuse_added(model, path):
-    """Exit for a model that an adapter or a prefix was put into."""
+    """Exit if an adapter or a prefix was added to the model."""
     if has_added(model):
         raise SystemExit(
             f"{path} holds an adapter or a prefix, which cannot be merged into its base: only "
@@ -172,9 +172,9 @@ def refuse_added(model, path):
 
 
 def merged_checkpoint(path):
-    """The contents of a checkpoint whose `model` is whole: LoRA is worked into its base's weights.
+    """The contents of a checkpoint with a complete `model`: LoRA is merged into its base's weights.
 
-    Exits for an adapter or a prefix, which are modules of their own.
+    Exits for an adapter or a prefix, which are separate modules.
     """
     checkpoint = read_checkpoint(path)
     settings = checkpoint.get("method")
@@ -189,7 +189,7 @@ def merged_checkpoint(path):
 
 
 def huggingface_folder(source):
-    """The folder in Hugging Face's format that `source` is, or names on the hub; None: neither."""
+    """The Hugging Face folder `source`, or a copy of the hub's model `source`; None if neither."""
     path = Path(source)
     if (path / "config.json").is_file():
         return path
@@ -201,32 +201,32 @@ def huggingface_folder(source):
 
 
 def in_a_line(checkpoint):
-    """What a person wants to know of a checkpoint that `load_model` gave."""
+    """A one-line summary of a checkpoint that `load_model` returned."""
     path = checkpoint["path"]
     if "step" not in checkpoint:
         return f"{path}: from {checkpoint['origin']}"
     best, metric = checkpoint["progress"]["best"], checkpoint["train_config"].get("best_metric")
-    told = "" if best is None else f", best {metric or 'val_loss'} {best:.4f}"
+    best_value = "" if best is None else f", best {metric or 'val_loss'} {best:.4f}"
     saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-    return f"{path}: step {checkpoint['step']:,}{told}, saved {saved}"
+    return f"{path}: step {checkpoint['step']:,}{best_value}, saved {saved}"
 
 
 def load_tokenizer_of_run(source):
     """The tokenizer that the run in this folder or checkpoint was trained with."""
     checkpoint = read_checkpoint(find_checkpoint(source))
     if checkpoint["tokenizer"] is None:
-        raise SystemExit(f"{source} was trained on tokens without a tokenizer: it has none")
+        raise SystemExit(f"{source} was trained on tokens without a tokenizer, and has none")
     return tokenizer_from_dict(checkpoint["tokenizer"])
 
 
 def set_aside(out_dir):
-    """Move the run that `out_dir` holds, if any, to `out_dir/previous-N`: nothing gets lost.
+    """Move the run in `out_dir`, if any, to `out_dir/previous-N`, so that nothing is lost.
 
-    Exits where it holds a model of Hugging Face's, which would be read instead of the new run.
+    Exits if `out_dir` has a Hugging Face model, which would be read instead of the new run.
     """
     if (Path(out_dir) / "config.json").is_file():
         raise SystemExit(
-            f"out_dir={out_dir} holds a model in Hugging Face's format: choose another place"
+            f"out_dir={out_dir} has a model in Hugging Face's format: choose another folder"
         )
     kept = [file for name in KEPT for file in Path(out_dir).glob(name)]
     if not kept:
@@ -237,11 +237,11 @@ def set_aside(out_dir):
     aside.mkdir()
     for file in kept:
         file.rename(aside / file.name)
-    print(f"the run that was in {out_dir} is kept in {aside}")
+    print(f"the previous run in {out_dir} is kept in {aside}")
 
 
 def snapshot(progress, config, model, optimizers, ema, scaler):
-    """What a run must find again to go on as if it had never stopped: part of a checkpoint."""
+    """The part of a checkpoint that a run needs to resume as if it had never stopped."""
     return {
         "step": progress.step,
         "progress": asdict(progress),
@@ -254,7 +254,7 @@ def snapshot(progress, config, model, optimizers, ema, scaler):
 
 
 def restore(checkpoint, model, optimizers, ema, scaler):
-    """Put everything but the weights back as `snapshot` found it; the fields of its progress."""
+    """Restore all that `snapshot` saved but the model's weights; return the progress's fields."""
     restore_optimizer_state(model, optimizers, checkpoint["optimizer"])
     for name, weight in ema.weights.items():
         weight.copy_((checkpoint["ema"] or checkpoint["model"])[name])
@@ -264,13 +264,13 @@ def restore(checkpoint, model, optimizers, ema, scaler):
 
 
 def optimizer_state(model, optimizers):
-    """What the optimizers remember, by the name of the parameter it belongs to."""
+    """The state of the optimizers, keyed by parameter name."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {names[p]: state for o in optimizers for p, state in o.state.items()}
 
 
 def restore_optimizer_state(model, optimizers, states):
-    """Give each optimizer back what it remembered of its parameters."""
+    """Restore each optimizer's state from the states keyed by parameter name."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for p in (p for group in optimizer.param_groups for p in group["params"]):

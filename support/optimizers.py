@@ -1,6 +1,6 @@
-"""From gradients to steps: AdamW for most weights, Muon for the inner matrices of a model.
+"""The optimizers: AdamW for most weights, Muon for the inner matrices of a model.
 
-They are used as PyTorch's own are, which can take their place in `make_optimizers` of train.py.
+They have the interface of PyTorch's, which can replace them in `make_optimizers` of train.py.
 These start a second sooner, since PyTorch's import its compiler, and Muon makes far fewer calls.
 """
 
@@ -13,21 +13,21 @@ from support.processes import pick_dtype
 
 
 class Optimizer:
-    """What both share: groups of parameters, each with its rate, and a memory of each parameter."""
+    """The base class: groups of parameters, each with its learning rate, and their state."""
 
     def __init__(self, groups, **settings):
         self.param_groups = [settings | group for group in groups]
         self.state = defaultdict(dict)  # parameter -> {name: tensor}
 
     def zero_grad(self):
-        """Forget the gradients."""
+        """Set all gradients to None."""
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
 
     @torch.no_grad()
     def step(self):
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
@@ -35,14 +35,14 @@ class Optimizer:
 
 
 class AdamW(Optimizer):
-    """Each weight takes steps of its own size (arXiv:1412.6980, and 1711.05101 for the decay).
+    """Adam with decoupled weight decay: a step size per weight (arXiv:1412.6980, 1711.05101).
 
-        m = beta1 m + (1 - beta1) g              the gradient, averaged
-        v = beta2 v + (1 - beta2) g²             its square, averaged
+        m = beta1 m + (1 - beta1) g              moving average of the gradient
+        v = beta2 v + (1 - beta2) g²             moving average of its square
         w = w - lr decay w - lr m' / (√v' + eps)
 
-    where m' and v' make up for having begun at 0: m / (1 - beta1^t) after t steps. The arithmetic
-    is PyTorch's, in one pass over the memory where the device has that.
+    where m' and v' correct for the start at 0: m' = m / (1 - beta1^t) after t steps. PyTorch does
+    the arithmetic, fused into one pass over memory where the device supports that.
     """
 
     def __init__(self, groups, betas=(0.9, 0.95), eps=1e-8):
@@ -76,17 +76,17 @@ class AdamW(Optimizer):
         )
 
 
-# Of x -> a x + b x³ + c x⁵, which drives every x in (0, 1] to about 1 when it is done five times.
+# Newton-Schulz iteration: x -> a x + b x³ + c x⁵ takes x in (0.002, 1] to about 1 in five steps.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 REPETITIONS = 5
 
 
 def newton_schulz(matrices):
-    """The nearest matrices with orthonormal rows, about: (N, rows, columns ≥ rows).
+    """Approximately the nearest matrices with orthonormal rows: (N, rows, columns ≥ rows).
 
-    A polynomial of odd powers of a matrix acts on its singular values alone: no decomposition is
-    needed, only products, which for equal shapes are made all at once. Half a precision is enough
-    for them, where the machine multiplies it fast.
+    The Newton-Schulz iteration applies an odd polynomial, which acts on a matrix's singular values
+    alone: it needs no decomposition, only products, batched for matrices of equal shape. Half
+    precision is enough for them, where the machine multiplies it fast.
     """
     a, b, c = COEFFICIENTS
     norms = matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -99,43 +99,43 @@ def newton_schulz(matrices):
 
 
 def wide(matrix):
-    """The matrix, lying on its side if it is higher than wide."""
+    """The matrix, transposed if it is taller than wide."""
     return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
 
 
 class Muon(Optimizer):
-    """Momentum whose every matrix is made orthogonal before it becomes a step.
+    """SGD with momentum that orthogonalises each matrix's step by a Newton-Schulz iteration.
 
     The gradient of a matrix is dominated by a few directions. Muon keeps the directions and gives
     them all the same length: rare ones count as much as common ones (Keller Jordan, 2024,
     https://kellerjordan.github.io/posts/muon/). It is for the inner matrices of a model;
-    embeddings, heads and vectors go to AdamW.
+    embeddings, heads and vectors use AdamW.
 
-    A matrix's rate grows with √(rows / columns) where it is higher than wide: the step then changes
-    its outputs as much as a square matrix's would. All that differs from `torch.optim.Muon` is that
-    matrices of one shape are stacked, and the precision of their products.
+    The learning rate of a matrix taller than wide is scaled by √(rows / columns): its step then
+    changes its outputs as much as a square matrix's would. Only two things differ from
+    `torch.optim.Muon`: matrices of one shape are stacked, and the precision of their products.
     """
 
     def __init__(self, groups, momentum=0.95):
         super().__init__(groups, momentum=momentum)
 
     def change(self, params, group):
-        alike = defaultdict(list)
+        by_shape = defaultdict(list)
         for p in params:
-            alike[wide(p).shape].append(p)
-        for same in alike.values():
-            self.change_together(same, group["lr"], group["weight_decay"], group["momentum"])
+            by_shape[wide(p).shape].append(p)
+        for stack in by_shape.values():
+            self.change_together(stack, group["lr"], group["weight_decay"], group["momentum"])
 
     def change_together(self, params, lr, weight_decay, momentum):
-        """One step of matrices that have the same shape, some perhaps on their side."""
+        """One step of matrices that have the same shape, some perhaps transposed."""
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         gradients = [p.grad for p in params]
-        memories = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_lerp_(memories, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, memories, momentum)  # Nesterov's look ahead
-        steps = newton_schulz(torch.stack([wide(matrix) for matrix in ahead]))
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov momentum
+        steps = newton_schulz(torch.stack([wide(matrix) for matrix in updates]))
         torch._foreach_mul_(params, 1 - lr * weight_decay)
         for p, step in zip(params, steps, strict=True):
             rows, columns = p.shape

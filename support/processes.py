@@ -1,7 +1,7 @@
-"""The machine a script runs on: device, precision, and the other processes that share its work.
+"""What a script runs on: the device, the precision, and the processes that share its work.
 
-Alone, a script is a world of one. Under `torchrun --nproc_per_node=N train.py …` there are N, which
-hold the same model and each compute their part of every step.
+A script run alone is a world of size 1. `torchrun --nproc_per_node=N train.py …` starts N
+processes, which hold the same model and each compute a part of every step.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """This process and its place among those that train together."""
 
     device: torch.device
     dtype: torch.dtype  # of matrix products; the weights stay float32
@@ -36,26 +36,26 @@ class World:
         return self.rank == 0
 
     def sum(self, *numbers):
-        """Each number summed over all processes: [float, …]. Nothing waits for a GPU."""
+        """Each number summed over all processes: [float, …]. Does not wait for a GPU."""
         totals = torch.tensor(numbers, dtype=torch.float64)
         if self.size > 1:
             dist.all_reduce(totals)
         return totals.tolist()
 
     def gather(self, thing):
-        """What each process has of it, in a list that all get."""
+        """A list of every process's `thing`, returned on all of them."""
         things = [thing] * self.size
         if self.size > 1:
             dist.all_gather_object(things, thing)
         return things
 
     def wait(self):
-        """Go on when all processes have come this far."""
+        """Block until all processes have reached this point."""
         if self.size > 1:
             dist.barrier()
 
     def place(self, batch):
-        """The tensors of a batch on the device, copied while it computes."""
+        """The tensors of a batch on the device; to a GPU they are copied while it computes."""
         return {name: self.move(tensor) for name, tensor in batch.items()}
 
     def move(self, tensor):
@@ -72,15 +72,15 @@ class World:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def data_parallel(self, model):
-        """The model as all processes train it: each gets the mean of everyone's gradients."""
+        """Wrap the model so that every process gets the mean of all processes' gradients."""
         if self.size == 1:
             return model
-        syncs = "forward_sync_buffers", "broadcast_buffers"  # the name since torch 2.13, and before
+        syncs = "forward_sync_buffers", "broadcast_buffers"  # since torch 2.13, and before
         known = inspect.signature(DistributedDataParallel).parameters
         return DistributedDataParallel(model, **{next(n for n in syncs if n in known): False})
 
     def accumulating(self, model, more_to_come):
-        """A context for backward passes, in which only the last of a step talks to the others."""
+        """A context for backward passes in which only the last one of a step averages gradients."""
         if self.size == 1 or not more_to_come:
             return nullcontext()
         return model.no_sync()
@@ -88,7 +88,7 @@ class World:
 
 @contextmanager
 def open_world(device="auto", dtype="auto", to_train=True):
-    """The `World` that these knobs and torchrun's environment describe."""
+    """Yield the `World` that these knobs and torchrun's environment variables describe."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(device)
     if device.type == "cpu":
@@ -99,70 +99,70 @@ def open_world(device="auto", dtype="auto", to_train=True):
         local = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TensorFloat-32 where float32 is left
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what stays float32
     if size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         with until_nobody_reads():
             yield World(device, pick_dtype(dtype, device), rank, size)
     except KeyboardInterrupt:
-        raise SystemExit("\nstopped at once") from None
+        raise SystemExit("\nstopped immediately") from None
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         where = f"{error.filename}: {error.strerror}"
-        raise SystemExit(f"{where}; make it yours to read and write, or choose another") from None
+        raise SystemExit(f"{where}; make it readable and writable, or choose another") from None
     finally:
         if size > 1:
             dist.destroy_process_group()
 
 
 def keep_freed_memory():
-    """Tell Linux's allocator to keep what is freed: training then takes up to a quarter less time.
+    """Make Linux's allocator keep freed memory: training then takes up to a quarter less time.
 
-    Each step frees and takes the same large tensors. As a rule their pages go back to the system,
-    which has to clear them again for the next step.
+    Each step frees and allocates the same large tensors. By default their pages return to the
+    system, which has to clear them again for the next step.
     """
     if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
-        trim_threshold, most_mmaps = -1, -4  # of glibc's malloc.h
+        trim_threshold, most_mmaps = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
         ctypes.CDLL(None).mallopt(most_mmaps, 0)
 
 
 def only_main_prints():
-    """Under torchrun, silence what all processes but the first would print as well."""
+    """Under torchrun, silence the standard output of all processes but the first."""
     if int(os.environ.get("RANK", 0)) > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def pick_device(device):
-    """The device of that name; `auto` takes CUDA, else Apple's MPS, else the CPU."""
+    """The device of that name; `auto` picks CUDA, else Apple's MPS, else the CPU."""
     has = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     usable = [name for name in has if has[name]()] + ["cpu"]
     if device == "auto":
         return torch.device(usable[0])
     name, _, number = device.partition(":")
-    there = number.isdecimal() and name == "cuda" and int(number) < torch.cuda.device_count()
-    if name not in usable or (number and not there):
+    exists = number.isdecimal() and name == "cuda" and int(number) < torch.cuda.device_count()
+    if name not in usable or (number and not exists):
         raise SystemExit(f"device={device} is not usable here; expected {' or '.join(usable)}")
     return torch.device(device)
 
 
 def pick_dtype(dtype, device):
-    """The dtype of that name; `auto` takes bfloat16 where `device` multiplies it fast."""
+    """The dtype of that name; `auto` picks bfloat16 if `device` multiplies it fast."""
     if dtype != "auto":
         return DTYPES[dtype]
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     if device.type == "cpu":
-        can = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.12 has none
+        can = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
         return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
     return torch.float32
 
 
 class StopSignal:
-    """Turns the first Ctrl-C, SIGTERM or closed terminal into a flag: a loop can end in good order.
+    """Turns the first Ctrl-C, SIGTERM or closed terminal into a flag, so that a loop ends cleanly.
 
-    The second one ends the program at once.
+    The second one ends the program immediately.
     """
 
     def __init__(self):
@@ -171,7 +171,7 @@ class StopSignal:
 
     def __enter__(self):
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup has it ignored
+            number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup ignores it
             if number and signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self.note)
         return self
@@ -185,15 +185,15 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
         name = signal.Signals(number).name
-        with suppress(OSError):  # of a terminal that is closed
-            print(f"\n{name}: saving after this step (once more to stop at once)", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be closed
+            print(f"\n{name}: saving after this step (repeat to stop immediately)", file=sys.stderr)
 
 
 def compiled(model, setting, world, example):
-    """`torch.compile(model)` where `setting` asks for it, proven on `example`; else the model.
+    """`torch.compile(model)` if `setting` asks for it and it works on `example`; else the model.
 
-    `auto` compiles on CUDA alone: elsewhere the compiler often costs more than a short run gains.
-    What it makes may be wrong: GCC 12 on an Emerald Rapids has turned rotary positions into nan.
+    `auto` compiles on CUDA only: elsewhere the compiler often costs more than a short run gains.
+    Compiled code may be wrong: GCC 12 on an Emerald Rapids turned rotary positions into nan.
     """
     if setting is False or (setting == "auto" and world.device.type != "cuda"):
         return model
@@ -206,11 +206,11 @@ def compiled(model, setting, world, example):
             reason = "gradients that are not finite"
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a compiler may raise: there is a way without it
+    except Exception as error:  # a compiler may raise anything; go without it
         reason = type(error).__name__
     finally:
         model.zero_grad(set_to_none=True)
     if reason:
-        print(f"compile: not possible here ({reason}); going on without it")
+        print(f"compile: not possible here ({reason}); continuing without it")
         return model
     return compiled_model

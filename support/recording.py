@@ -1,6 +1,6 @@
-"""All that is done for a token, without Python between one kernel and the next.
+"""Record the kernels of a step that reads a token, and replay them without Python in between.
 
-Most of these kernels end sooner than Python can start another one.
+Most of these kernels finish sooner than Python can launch the next one.
 """
 
 import warnings
@@ -8,13 +8,13 @@ import warnings
 import torch
 from torch import nn
 
-ROUNDING = 0.05  # a replay may differ from the model by this share, where it takes other kernels
+ROUNDING = 0.05  # a replay may differ from the model by this share, if it uses other kernels
 
 
 def recorded_step(model, cache, T):
-    """`model` reading T more tokens of each row, recorded as the cache's device can: RecordedStep.
+    """A RecordedStep of `model` reading T more tokens of each row, as the cache's device allows.
 
-    Raises RuntimeError where that is not possible.
+    Raises RuntimeError if that is not possible.
     """
     return (CudaGraph if cache.lengths.is_cuda else Trace)(model, cache, T)
 
@@ -22,10 +22,10 @@ def recorded_step(model, cache, T):
 class RecordedStep:
     """`model` reading T more tokens of each row, recorded once and then replayed.
 
-    What is recorded are kernels and the tensors that they work on, nothing of Python, whose numbers
-    and decisions stay as they are now: whatever changes must be in a tensor, as the cache's lengths
-    are. So a replay is compared with the model, one token later than it was recorded, and with
-    other tokens: what a mixture of experts does depends on them.
+    Only kernels and the tensors they work on are recorded. Python's numbers and branches are frozen
+    at their present values, so whatever changes must be in a tensor, like the cache's lengths.
+    Hence a replay is compared with the model, one token later than it was recorded, and with other
+    tokens: what a mixture of experts does depends on them.
     """
 
     def __init__(self, model, cache, T):
@@ -42,28 +42,28 @@ class RecordedStep:
         return self.model(tokens, cache=self.cache)[0]  # (B, T, V)
 
     def compare(self, lengths):
-        """Raise RuntimeError where a replay says something else than the model."""
-        rows = self.model.config.vocab_size
-        for token in (0, rows // 3, rows // 2, rows - 1):
+        """Raise RuntimeError if a replay's logits differ from the model's."""
+        V = self.model.config.vocab_size
+        for token in (0, V // 3, V // 2, V - 1):
             tokens = torch.full_like(self.tokens, token)
             self.cache.truncate(lengths)
             expected = self.step(tokens)
             self.cache.truncate(lengths)
             if not (self(tokens) - expected).norm() <= ROUNDING * expected.norm():
-                raise RuntimeError("a replay says something else than the model")
+                raise RuntimeError("a replay differs from the model")
 
     def __call__(self, tokens):
-        """What may follow each of tokens (B, T): logits (B, T, V), overwritten by the next."""
+        """Logits (B, T, V) of what follows each of tokens (B, T); the next call overwrites them."""
         logits = self.replay(tokens)
         self.cache.longest += tokens.size(1)
         return logits
 
 
 class CudaGraph(RecordedStep):
-    """On a GPU: one launch for all. Shapes stay as they are: the cache hands out all positions."""
+    """On a GPU: one launch for all kernels. Shapes are static: the cache returns all positions."""
 
     def record(self):
-        """Run the step a few times, so that all that is made once is there; then record it."""
+        """Run the step a few times, so that all one-time setup is done; then record it."""
         cache, lengths = self.cache, self.cache.lengths.clone()
         cache.static, cache.in_step = True, False
         try:
@@ -88,10 +88,10 @@ class CudaGraph(RecordedStep):
 
 
 class Trace(RecordedStep):
-    """On a CPU: a list of kernels (TorchScript), which no Python goes through.
+    """On a CPU: a list of kernels (TorchScript) that runs without Python.
 
-    PyTorch keeps 2 to 4 MB of each one as long as the program runs: go on with a Context, rather
-    than make many.
+    PyTorch keeps 2 to 4 MB of each one until the program ends: reuse a Context rather than making
+    many.
     """
 
     def record(self):
@@ -99,9 +99,9 @@ class Trace(RecordedStep):
         self.needs_onednn = self.model.token_embedding.weight.dtype != torch.float32
         step = Traceable(self)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is to be removed one day; that sizes stay is meant
+            warnings.simplefilter("ignore")  # it is deprecated; frozen sizes are intended
             self.trace = torch.jit.trace(step, self.tokens, check_trace=False)
-        step.trace = None  # else the two would keep each other in memory
+        step.trace = None  # otherwise the two would keep each other alive
 
     def replay(self, tokens):
         before = torch.backends.mkldnn.enabled
@@ -113,7 +113,7 @@ class Trace(RecordedStep):
 
 
 class Traceable(nn.Module):
-    """The step of a Trace, with all tensors under a name, as tracing wants it."""
+    """The step of a Trace, with every tensor registered by name, as tracing requires."""
 
     def __init__(self, trace):
         super().__init__()
@@ -128,5 +128,5 @@ class Traceable(nn.Module):
 
     def forward(self, tokens):
         cache = self.trace.cache
-        cache.longest = cache.lengths.max()  # a number would stay what it is now
+        cache.longest = cache.lengths.max()  # a Python number would be frozen
         return self.trace.step(tokens)

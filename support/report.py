@@ -1,4 +1,4 @@
-"""What a person sees of a run: a plan before, lines and a bar during it, a picture after."""
+"""What the user sees of a run: its plan, log lines and a progress bar, and a plot at the end."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from model import rows_per_piece
 from support.files import fall_silent, replacing
 from support.metrics import width
 
-# Operations a second on matrices of 16-bit floats, from the makers' data sheets.
+# Peak FLOP/s of 16-bit matrix products, from the manufacturers' data sheets.
 PEAKS = {
     "H100": 989e12,
     "H200": 989e12,
@@ -35,12 +35,12 @@ PEAKS = {
 COLUMNS = 80
 QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
-LOGITS_BYTES = 4 + 4 + 2  # of one logit while its rows are at work: itself, its gradient, narrowed
-SMOOTHED_POINTS = 50  # about as many independent ones has the smoothed line of the picture
+LOGITS_BYTES = 4 + 4 + 2  # per logit of a piece: itself, its gradient, a 16-bit copy
+SMOOTHED_POINTS = 50  # roughly as many independent points make up the plot's smoothed line
 
 
 class Report:
-    """Lines for the eyes (nanoGPT's), `log.jsonl` for programs, and at the end `loss.png`."""
+    """Log lines for the user (nanoGPT's), `log.jsonl` for programs, `loss.png` at the end."""
 
     def __init__(self, config, model, world, resumed=None):
         self.config, self.world = config, world
@@ -68,25 +68,25 @@ class Report:
             self.say(f"losses: {self.log.with_name('loss.png')}")
 
     def say(self, line):
-        """Print a line above the progress bar; take note where nobody reads it: the run may end."""
+        """Print a line above the progress bar; note if nobody reads it: the run may then end."""
         try:
             tqdm.write(line)
             sys.stdout.flush()
-        except OSError:  # a pipe was closed, or the terminal
+        except OSError:  # the pipe or the terminal was closed
             fall_silent()
             self.unread = True
 
     def step(self, progress, n_tokens, loss, grad_norm, **more):
-        """Count an update, and at each log_interval tell of it. loss is this process's part.
+        """Count an update, and log it every log_interval steps. loss is this process's part.
 
-        Whatever `more` is called goes into the log under that name.
+        The keyword arguments in `more` go into the log under their names.
         """
         now = perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
         self.updates, self.tokens = self.updates + 1, self.tokens + n_tokens
         self.bar.update()
         if not math.isfinite(grad_norm):
-            self.say(f"iter {progress.step}: the gradient is not finite, this update is skipped")
+            self.say(f"iter {progress.step}: the gradient is not finite; skipping this update")
         if progress.step % self.config.log_interval:
             return
         (loss,) = self.world.sum(loss.item())
@@ -108,11 +108,11 @@ class Report:
         self.updates, self.tokens, self.seconds = 0, 0, 0.0
 
     def show(self, text):
-        """Keep a text to print below the numbers of the evaluation that it comes from."""
+        """Keep a text to print below the numbers of the evaluation it belongs to."""
         self.shown.append(text)
 
     def evaluated(self, progress, numbers):
-        """Tell of an evaluation; the time it took is nobody's step."""
+        """Log an evaluation; its time does not count towards any step."""
         self.say(in_columns(f"step {progress.step}: {in_words(numbers)}"))
         while self.shown:
             self.say(self.shown.pop(0))
@@ -120,7 +120,7 @@ class Report:
         self.clock = perf_counter()
 
     def speed(self, tokens_per_second):
-        """How hard the machine works: against its peak where that is known."""
+        """The utilisation of the machine: MFU if its peak is known, else GFLOP/s."""
         flops = tokens_per_second * self.flops_per_token
         if self.world.device.type == "cuda":
             name = torch.cuda.get_device_name(self.world.device)
@@ -130,7 +130,7 @@ class Report:
         return f"{flops / 1e9:,.0f} GFLOP/s"
 
     def write(self, **numbers):
-        """Add a line to log.jsonl, and to what else keeps the log."""
+        """Add a line to log.jsonl, and send it to the tracker."""
         if not self.world.is_main:
             return
         plain = {k: v.item() if torch.is_tensor(v) else v for k, v in numbers.items()}
@@ -141,28 +141,28 @@ class Report:
 
 
 def farewell(progress, config, start="…"):
-    """Why the run ended, and what to type next; `start` is what a task is asked."""
+    """Why the run ended, and what to type next; `start` is a prompt for its task."""
     place = f"--out_dir={config.out_dir}"
     sample, resume = f"python sample.py {place}", f"--init_from=resume {place}"
     sample += {"": "", "text": "", "chat": " --chat"}.get(
         getattr(config, "task", ""), f' --start="{start}"'
     )
     if progress.step > config.max_iters:
-        why = f"it has made {progress.step:,} steps; for more: {resume} --max_iters=MORE"
+        why = f"already at step {progress.step:,}; for more steps: {resume} --max_iters=MORE"
     elif progress.step == config.max_iters:
-        why = f"all {config.max_iters:,} steps are made; for more: {resume} --max_iters=MORE"
+        why = f"all {config.max_iters:,} steps are done; for more: {resume} --max_iters=MORE"
     elif not progress.is_over(config):
-        return f"stopped at step {progress.step:,}; to go on: {resume}"
+        return f"stopped at step {progress.step:,}; to resume: {resume}"
     elif 0 < config.patience <= progress.without_gain:
         why = f"no better {config.best_metric} in {config.patience} evaluations"
-        why += f"; to go on nevertheless: {resume} --patience=MORE"
+        why += f"; to continue anyway: {resume} --patience=MORE"
     else:
-        why = f"the {config.max_minutes:g} minutes are over"
-    return f"{why}\nto see it write: {sample}"
+        why = f"the {config.max_minutes:g} minutes are up"
+    return f"{why}\nto sample from it: {sample}"
 
 
 def in_words(numbers):
-    """An evaluation as a person reads it: train loss 1.2345, val loss 1.3456, bits/byte 0.4321"""
+    """An evaluation as readable text: train loss 1.2345, val loss 1.3456, bits/byte 0.4321"""
     words = []
     for name, number in numbers.items():
         digits = ".4f" if name.endswith("loss") else ".4g"
@@ -171,13 +171,13 @@ def in_words(numbers):
 
 
 def in_columns(text):
-    """The text in lines that end behind commas alone: no number is torn from its name."""
+    """The text wrapped only after commas, so that no number is separated from its name."""
     glued = text.replace(" ", "\0").replace(",\0", ", ")
     return textwrap.fill(glued, COLUMNS, subsequent_indent="  ").replace("\0", " ")
 
 
 def quoted(text):
-    """A model's own text behind bars, folded where a line ends: at a blank, or between 汉字."""
+    """A model's own text behind bars, wrapped at spaces or between Chinese characters."""
     rows = []
     for line in text.splitlines():
         row = QUOTE
@@ -191,7 +191,7 @@ def quoted(text):
 
 
 def read_log(path):
-    """The lines of a log.jsonl as dicts; one that was cut off in writing is left out."""
+    """The lines of a log.jsonl as dicts; a line that was cut off is skipped."""
     records = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
@@ -205,7 +205,7 @@ def read_log(path):
 
 
 def cut_back(path, step):
-    """Remove from a log what a run that goes on at `step` will tell again."""
+    """Remove from a log what a run resumed at `step` will log again."""
     kept = [
         record
         for record in read_log(path)
@@ -216,11 +216,11 @@ def cut_back(path, step):
 
 
 def track_nothing(numbers, step):
-    """The tracker of those who want none."""
+    """The tracker if `log_to` names none."""
 
 
 def check_tracker(config):
-    """Exit where the program that `log_to` names is not installed."""
+    """Exit if the package that `log_to` names is not installed."""
     try:
         if config.log_to in TRACKERS:
             import_module(TRACKERS[config.log_to])
@@ -229,7 +229,7 @@ def check_tracker(config):
 
 
 def tracker(config):
-    """A function (numbers, step) that also sends the log where `log_to` says."""
+    """A function (numbers, step) that sends the numbers to the tracker `log_to` names."""
     if config.log_to == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
@@ -252,15 +252,15 @@ def tracker(config):
 
 
 def draw(log):
-    """Draw the losses of a log beside it, as loss.png; whether there was anything to draw."""
+    """Plot the losses of a log as loss.png beside it; return whether there were any to plot."""
     records = read_log(log)
     updates = [record for record in records if record.get("loss") is not None]
-    looks = [record for record in records if record.get("val_loss") is not None]
+    evaluations = [record for record in records if record.get("val_loss") is not None]
     if len(updates) < 2:
         return False
     import matplotlib
 
-    matplotlib.use("Agg")  # draws without a screen
+    matplotlib.use("Agg")  # renders without a display
     from matplotlib import pyplot
 
     losses = [record["loss"] for record in updates]
@@ -271,8 +271,8 @@ def draw(log):
     axes.plot(steps, losses, color="C0", alpha=0.25, lw=0.8)
     axes.plot(steps[width - 1 :], smooth, color="C0", label="training")
     axes.plot(
-        [record["step"] for record in looks],
-        [record["val_loss"] for record in looks],
+        [record["step"] for record in evaluations],
+        [record["val_loss"] for record in evaluations],
         color="C1",
         marker="o",
         ms=4,
@@ -291,9 +291,9 @@ def draw(log):
 
 
 def flops_per_token(model, block_size):
-    """Operations to train on a token of a window: 6 for each weight of a product, and attention's.
+    """FLOPs to train on one token of a window: 6 for each weight of a matrix, plus attention's.
 
-    Two for the forward pass and four for the backward pass (PaLM, arXiv:2204.02311, appendix B).
+    Two are for the forward pass, four for the backward pass (PaLM, arXiv:2204.02311, appendix B).
     """
     config = model.config
     weights = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
@@ -303,7 +303,7 @@ def flops_per_token(model, block_size):
 
 
 def show_plan(model, config, dataset, world):
-    """Print what a run will be: nanoGPT's lines, and for a dry run the cost and the memory too."""
+    """Print the plan of a run: nanoGPT's lines, and for a dry run also its cost and memory."""
     per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
     positions = sum(p.numel() for p in model.position.parameters())
     counted = sum(p.numel() for p in model.parameters()) - positions
@@ -322,29 +322,30 @@ def show_plan(model, config, dataset, world):
 
 
 def show_cost(model, config, dataset, world, per_step):
-    """Print what the run would take, and that its settings go together."""
+    """Print what the run would cost, which also checks that its settings work together."""
     tokens = config.max_iters * per_step
-    each = flops_per_token(model, config.block_size)
+    per_token = flops_per_token(model, config.block_size)
     rows = {
-        "data": f"{len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate with",
+        "data": f"{len(dataset.train):,} training tokens, {len(dataset.val):,} validation tokens",
         "run": f"{config.max_iters:,} steps, {tokens:,} tokens, "
         f"{tokens / len(dataset.train):.2f} epochs",
-        "cost": f"{each / 1e6:,.1f} MFLOP a token, {each * per_step / 1e9:,.0f} GFLOP a step, "
-        f"{each * tokens / 1e15:,.3f} PFLOP in all",
+        "cost": f"{per_token / 1e6:,.1f} MFLOP per token, "
+        f"{per_token * per_step / 1e9:,.0f} GFLOP per step, "
+        f"{per_token * tokens / 1e15:,.3f} PFLOP in total",
         "evaluation": f"{math.ceil(config.max_iters / config.eval_interval) + 1} times, "
         f"{config.eval_iters or 'all'} batches of each split",
     }
     memory = memory_parts(model, config, world)
     total = sum(memory.values())
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())
-    rows["memory"] = f"about {total / 1e6:,.0f} MB in each process: {parts}"
+    rows["memory"] = f"about {total / 1e6:,.0f} MB per process: {parts}"
     for name, text in rows.items():
         print(textwrap.fill(f"  {name:<11}{text}", COLUMNS, subsequent_indent=" " * 13))
     print("dry run: nothing was trained or written")
 
 
 def memory_parts(model, config, world):
-    """Bytes that training will hold: {part: bytes}. Activations are measured, not guessed."""
+    """The memory that training needs: {part: bytes}. Activations are measured, not estimated."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     in_muon = sum(p.numel() * p.element_size() for p in model.blocks.parameters() if p.dim() == 2)
     states = 2 * weights - (in_muon if config.optimizer == "muon" else 0)
@@ -361,7 +362,7 @@ def memory_parts(model, config, world):
 
 
 def saved_bytes(model, config, world, sequences):
-    """Bytes that a forward pass over this many sequences keeps for the backward pass."""
+    """Bytes that a forward pass over this many sequences saves for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -373,37 +374,37 @@ def saved_bytes(model, config, world, sequences):
 
     tokens = torch.zeros(sequences, config.block_size, dtype=torch.long, device=world.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), world.precision():
-        _graph = model(tokens, tokens)  # held, so that no storage is given out twice
+        _graph = model(tokens, tokens)  # kept alive, so that no storage's address is reused
     return sum(saved.values())
 
 
 def doubts(config, epochs):
-    """Settings that work, but hardly as meant. epochs: how often the text will be read."""
+    """Warnings about settings that work, but hardly as intended. epochs: passes over the text."""
     if config.warmup_iters >= config.max_iters > 0:
         yield f"warmup_iters={config.warmup_iters} lasts the whole run of {config.max_iters}"
     if (config.lr_decay_iters or 0) > config.max_iters:
-        yield f"lr_decay_iters={config.lr_decay_iters} is never reached: the rate stays high"
+        yield f"lr_decay_iters={config.lr_decay_iters} is not reached: the learning rate stays high"
     if config.min_lr > config.learning_rate:
         yield f"min_lr={config.min_lr:g} is above learning_rate={config.learning_rate:g}"
     if config.ngrams > 1 and epochs > 2:
         yield (
-            f"ngrams={config.ngrams}: in {epochs:.1f} epochs the text's n-grams will be learned by "
-            "heart; leave them out with --ngrams=1, or read more text"
+            f"ngrams={config.ngrams}: in {epochs:.1f} epochs the model will memorise the text's "
+            "n-grams; turn them off with --ngrams=1, or use more text"
         )
     if not config.causal:
-        yield "causal=False: a position sees the token that it is to predict; no sample is shown"
+        yield "causal=False: each position sees the token it has to predict; no sample is shown"
     if config.target_shift != 1:
         yield f"target_shift={config.target_shift}: the model will not predict the next token"
 
 
 @contextmanager
 def advice_on_memory(config):
-    """A context that answers a lack of memory with the settings to try instead."""
+    """A context that turns an out-of-memory error into advice on the settings to try instead."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        told = "not enough memory", "can't allocate memory", "out of memory"
-        known = isinstance(error, torch.OutOfMemoryError) or any(x in str(error) for x in told)
+        phrases = "not enough memory", "can't allocate memory", "out of memory"
+        known = isinstance(error, torch.OutOfMemoryError) or any(p in str(error) for p in phrases)
         if not known:
             raise
         batch, times = config.batch_size, config.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""What a run starts from: drawn weights, its own checkpoint, or somebody's trained model."""
+"""What a run starts from: random weights, its own checkpoint, or a trained model."""
 
 import dataclasses
 import sys
@@ -19,13 +19,13 @@ from support.report import check_tracker
 from support.tokenizer import same_tokens
 from support.weights import CHANGEABLE, assembled, averaged, fitted
 
-LOOKED_AT = 1_000_000  # tokens at the beginning of each file
+LOOKED_AT = 1_000_000  # tokens checked at the beginning of each file
 
 
 def read_config(Config, default_file, fixed=("optimizer",)):
-    """(config, None), or for `--init_from=resume` (what was stored and typed, the checkpoint).
+    """(config, None), or for `--init_from=resume` (stored config with typed options, checkpoint).
 
-    A run that goes on must keep its model's shape and what `fixed` names.
+    A resumed run must keep its model's shape and the options that `fixed` names.
     """
     config = load_config(Config, default_file=default_file)
     if config.init_from != "resume":
@@ -34,25 +34,26 @@ def read_config(Config, default_file, fixed=("optimizer",)):
     resumed = read_checkpoint(find_checkpoint(config.out_dir, [LAST]))
     if "origin" in resumed:
         raise SystemExit(
-            f"{config.out_dir} is a run of {resumed['origin']}'s; to go on with it, first type: "
+            f"{config.out_dir} is a run of {resumed['origin']}; to continue it, first type: "
             f"python convert.py {config.out_dir} --to=shiftgpt --out=out/NAME"
         )
     out_dir, script = config.out_dir, "finetune.py" if "task" in resumed else "train.py"
     if ("task" in resumed) != hasattr(config, "task"):
         raise SystemExit(
-            f"{out_dir} is a run of {script}'s; to go on with it: "
+            f"{out_dir} is a run of {script}; to continue it: "
             f"python {script} --init_from=resume --out_dir={out_dir}"
         )
-    print(f"going on with {out_dir} at step {resumed['step']}, with its settings")
+    print(f"resuming {out_dir} at step {resumed['step']}, with its settings")
     files = config_files(sys.argv[1:], Config)
     for file in files.values():
-        print(f"{file} is not read again: type what is to be different")
+        print(f"{file} is not read again: type the options to change")
     try:
         stored = Config(**resumed["train_config"])
     except (TypeError, ValueError) as error:
         raise SystemExit(
-            f"{out_dir} was trained with another version of this project ({error}); go on with "
-            f"that, or from its weights in a new run: --init_from={out_dir} --out_dir={out_dir}_2"
+            f"{out_dir} was trained with another version of this project ({error}); use "
+            f"that one, or start a new run from its weights: --init_from={out_dir} "
+            f"--out_dir={out_dir}_2"
         ) from None
     typed = [word for i, word in enumerate(sys.argv[1:]) if i not in files]
     config = load_config(Config, typed, default=stored)
@@ -62,15 +63,15 @@ def read_config(Config, default_file, fixed=("optimizer",)):
         if old != new:
             keeps = name in (*fixed, *CHANGEABLE)  # in a new run from the weights of this one
             raise SystemExit(
-                f"{name}={new} does not go on with {config.out_dir}, which has {old}; leave "
-                f"it, or start anew: --init_from={config.out_dir if keeps else Config.init_from}"
+                f"{name}={new} does not match {config.out_dir}, which has {old}; leave it out or "
+                f"start a new run: --init_from={config.out_dir if keeps else Config.init_from}"
             )
     check_tracker(config)
     return config, resumed
 
 
 def check_accumulation(config, world):
-    """Exit where the micro-batches of a step cannot be shared out among the processes."""
+    """Exit if the micro-batches of a step cannot be divided evenly among the processes."""
     if config.gradient_accumulation_steps % world.size:
         raise SystemExit(
             f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
@@ -79,14 +80,14 @@ def check_accumulation(config, world):
 
 
 def make_room(config, world, resumed):
-    """Move another run out of the way, once all processes have read what they need of it."""
+    """Move an earlier run out of the way, once all processes have read what they need of it."""
     world.wait()
     if world.is_main and not resumed:
         set_aside(config.out_dir)
 
 
 def make_model(config, dataset, resumed):
-    """(config, model): its weights drawn, as they were, or taken from another run."""
+    """(config, model) with weights that are random, resumed, or taken from another run."""
     if not resumed and config.init_from != "scratch":
         return pretrained_model(config, dataset)
     if config.n_labels:
@@ -95,7 +96,7 @@ def make_model(config, dataset, resumed):
     if dataset.tokenizer and vocab_size < dataset.vocab_size:
         raise SystemExit(
             f"vocab_size={vocab_size} is too small for {dataset.path}, whose tokenizer has "
-            f"{dataset.vocab_size}; leave it out, or give at least that"
+            f"{dataset.vocab_size}; leave it out, or set at least that"
         )
     shape = model_part(config, vocab_size=vocab_size)
     if resumed:
@@ -123,15 +124,15 @@ def model_part(config, **changes):
 def pretrained_model(config, dataset):
     """(config, model) with the weights and the shape of the run or checkpoint `init_from`.
 
-    It may be trained on shorter windows than it can look back on; it keeps its own context then.
+    The model may be trained on windows shorter than its context; it keeps its context then.
     """
     model, tokenizer, _ = load_model(config.init_from)
     refuse_added(model, config.init_from)
     check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
     if dataset.tokenizer and dataset.vocab_size > model.config.vocab_size:
         raise SystemExit(
-            f"{config.init_from} knows {model.config.vocab_size} tokens and came without a "
-            f"tokenizer, and {dataset.path} has {dataset.vocab_size}: it cannot learn from them"
+            f"{config.init_from} has {model.config.vocab_size} tokens and no tokenizer, but "
+            f"{dataset.path} has {dataset.vocab_size} tokens: it cannot be trained on them"
         )
     check_ids(dataset, model.config.vocab_size)
     shape = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(ModelConfig)}
@@ -143,34 +144,34 @@ def pretrained_model(config, dataset):
             f"{changed[name]}: leave it out"
         )
     config = dataclasses.replace(config, **changed)
-    settled = ", ".join(f"{name}={value}" for name, value in changed.items())
-    print(f"{config.init_from} settles: {settled or 'nothing that differs'}")
+    taken = ", ".join(f"{name}={value}" for name, value in changed.items())
+    print(f"taken from {config.init_from}: {taken or 'nothing that differs'}")
     return config, fitted(model, model_part(config, block_size=model.config.block_size))
 
 
 def check_tokenizer(stored, dataset, source):
-    """Exit where the weights know other tokens than the data have."""
+    """Exit if the data have different tokens from those that the weights were trained on."""
     if stored and dataset.tokenizer and not same_tokens(stored, dataset.tokenizer.to_dict()):
         raise SystemExit(
-            f"{dataset.path} has other tokens than {source} was trained on; prepare it with: "
+            f"{dataset.path} has different tokens from {source}'s; prepare it with: "
             f"python prepare_data.py PATH_OF_THE_TEXT --dataset=NAME --tokenizer={source}"
         )
 
 
 def check_ids(dataset, vocab_size):
-    """Exit where the beginning of the data has tokens that the model would not know."""
+    """Exit if the beginning of the data has tokens that are not in the model's vocabulary."""
     for split in (dataset.train, dataset.val):
         for shard in split.shards:
             largest = int(shard[:LOOKED_AT].max(initial=0))
             if largest >= vocab_size:
                 raise SystemExit(
                     f"{dataset.path} has the token {largest}, too large for vocab_size="
-                    f"{vocab_size}; try --vocab_size={largest + 1}, or prepare the data anew"
+                    f"{vocab_size}; try --vocab_size={largest + 1}, or prepare the data again"
                 )
 
 
 def tell_changes(then, now):
-    """Say what of the data is no longer as it was when the run that now goes on began."""
+    """Print what has changed in the data since the resumed run began."""
     for name in then:
         if then[name] != now.get(name):
-            print(f"other data than before: {name} was {then[name]} and is {now.get(name)}")
+            print(f"the data have changed: {name} was {then[name]} and is now {now.get(name)}")

@@ -536,7 +536,7 @@ def test_too_few_examples_are_told_with_what_to_try(tune, capsys):
     told = capsys.readouterr().out
     assert "too few to learn from; try --batch_size=4 --epochs=" in told
     assert "6 test examples are too few to tell a good model from a bad one" in told
-    assert 'to see it write: python sample.py --out_dir=out/tuned --start="' in told
+    assert 'to sample from it: python sample.py --out_dir=out/tuned --start="' in told
 
 
 def test_lines_of_another_task_are_told_which(tune):
@@ -714,7 +714,7 @@ def test_a_run_of_the_other_script_is_answered_with_its_name(tune, run):
         run("train.py", "--init_from=resume", "--out_dir=out/tuned")
     with pytest.raises(SystemExit, match=r"python train\.py --init_from=resume"):
         run("finetune.py", "--init_from=resume", "--out_dir=out/base")
-    with pytest.raises(SystemExit, match="method=lora does not go on"):
+    with pytest.raises(SystemExit, match="method=lora does not match"):
         run("finetune.py", "--init_from=resume", "--out_dir=out/tuned", "--method=lora")
 
 
@@ -835,7 +835,7 @@ def test_what_is_put_on_a_base_is_no_base(tune, run, method):
 def test_a_model_of_hugging_faces_is_not_written_over(tune):
     Path("theirs").mkdir()
     Path("theirs/config.json").touch()
-    with pytest.raises(SystemExit, match="choose another place"):
+    with pytest.raises(SystemExit, match="choose another folder"):
         tune("completion", "--out_dir=theirs")
 
 

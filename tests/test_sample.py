@@ -359,7 +359,7 @@ def test_a_replay_that_differs_from_the_model_is_not_used(capsys):
     context = Context(model, recorded=True)
     tokens = list(generate(model, [[1, 2]], 20, GREEDY, 50, context=context))
     assert tokens == [[token] for token in continuation(model, [[1, 2]], 20)[0]]
-    assert "a replay says something else than the model" in capsys.readouterr().err
+    assert "a replay differs from the model" in capsys.readouterr().err
 
 
 class Routed(Transformer):

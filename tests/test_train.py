@@ -661,7 +661,7 @@ def test_resuming_with_another_model_is_refused_by_name(train_tiny, run):
     train_tiny("--max_iters=2")
     with pytest.raises(SystemExit) as stop:
         run("train.py", "--init_from=resume", "--out_dir=out/tiny", "--n_layer=3")
-    assert "n_layer=3 does not go on with out/tiny, which has 2" in str(stop.value)
+    assert "n_layer=3 does not match out/tiny, which has 2" in str(stop.value)
 
 
 def test_a_new_run_can_start_from_the_weights_of_another(train_tiny):
@@ -707,13 +707,13 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(train_tiny, capsys):
     train_tiny("--dry_run=True", "--max_iters=100", "--warmup_iters=100")
     told = capsys.readouterr().out
     assert "tokens per iteration will be: 128" in told
-    for part in ("weights", "gradients", "optimizer", "activations", "epochs", "GFLOP a step"):
+    for part in ("weights", "gradients", "optimizer", "activations", "epochs", "GFLOP per step"):
         assert part in told
     assert "11 times, 3 batches of each split" in told
     assert "warmup_iters=100 lasts the whole run" in told
-    assert "learned by heart" not in told
+    assert "memorise" not in told
     train_tiny("--dry_run=True", "--max_iters=100000", "--ngrams=3")
-    assert "epochs the text's n-grams will be learned by heart" in capsys.readouterr().out
+    assert "epochs the model will memorise the text's n-grams" in capsys.readouterr().out
     assert not Path("out").exists()
 
 

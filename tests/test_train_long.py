@@ -403,15 +403,15 @@ def test_resuming_on_data_that_have_changed_tells_what_changed(train_tiny, run, 
     train_tiny("--max_iters=1")
     resume = ["train.py", "--init_from=resume", "--out_dir=out/tiny"]
     run(*resume, "--max_iters=2")
-    assert "other data" not in capsys.readouterr().out
+    assert "the data have changed" not in capsys.readouterr().out
     old = last()["data"]
     Path("tiny.txt").write_text(3 * tiny_text(), encoding="utf-8")
     run("prepare_data.py", "tiny.txt", "--dataset=tiny", "--tokenizer=char")
     run(*resume, "--max_iters=3")
     new = last()["data"]
-    told = [line for line in capsys.readouterr().out.splitlines() if "other data" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "data have changed" in line]
     assert told == [
-        f"other data than before: {name} was {old[name]} and is {new[name]}"
+        f"the data have changed: {name} was {old[name]} and is now {new[name]}"
         for name in ("train_tokens", "val_tokens")
     ]
     assert new["train_tokens"] > 2 * old["train_tokens"]
@@ -421,7 +421,7 @@ def test_resuming_with_another_optimizer_is_refused_by_name(train_tiny, run):
     train_tiny("--max_iters=1")
     with pytest.raises(SystemExit) as stop:
         run("train.py", "--init_from=resume", "--out_dir=out/tiny", "--optimizer=muon")
-    assert "optimizer=muon does not go on with out/tiny, which has adamw" in str(stop.value)
+    assert "optimizer=muon does not match out/tiny, which has adamw" in str(stop.value)
 
 
 def test_characters_without_a_newline_can_be_trained_on(train_tiny, run, capsys):
@@ -578,10 +578,10 @@ def test_resuming_takes_the_settings_of_the_run_not_those_of_a_config_file(train
         call(patch, "train.py", "other.py", "--init_from=resume", "--max_iters=22")
     config = read_checkpoint(Path("out/tiny/ckpt.pt"))["train_config"]
     assert (config["n_embd"], config["learning_rate"], config["max_iters"]) == (8, 1e-4, 22)
-    assert "all 22 steps are made" in capsys.readouterr().out
+    assert "all 22 steps are done" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         call(patch, "train.py", "other.py", "--init_from=resume", "--max_iters=20")
-    assert "it has made 22 steps; for more" in capsys.readouterr().out
+    assert "already at step 22; for more" in capsys.readouterr().out
 
 
 def test_a_run_that_went_astray_leaves_the_last_finite_state(train_tiny):
