@@ -444,6 +444,7 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
                 break
 
             # Share between processes: the number of targets, a wish to stop, and one clock.
+            report.start_step()
             batches = batch_at(progress.step)
             counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
             wants_to_stop = stop.requested or report.unread

@@ -5,6 +5,7 @@ processes, which hold the same model and each compute a part of every step.
 """
 
 import ctypes
+import errno
 import inspect
 import os
 import signal
@@ -18,6 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from support.files import until_nobody_reads
 
+# Of a path that cannot be read or written, whatever the program does.
+UNUSABLE_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -107,7 +117,9 @@ def open_world(device="auto", dtype="auto", to_train=True):
             yield World(device, pick_dtype(dtype, device), rank, size)
     except KeyboardInterrupt:
         raise SystemExit("\nstopped immediately") from None
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno not in UNUSABLE_PLACE:
+            raise
         where = f"{error.filename}: {error.strerror}"
         raise SystemExit(f"{where}; make it readable and writable, or choose another") from None
     finally:

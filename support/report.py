@@ -76,13 +76,16 @@ class Report:
             fall_silent()
             self.unread = True
 
+    def start_step(self):
+        """Start the clock: what happens between two steps counts towards neither."""
+        self.clock = perf_counter()
+
     def step(self, progress, n_tokens, loss, grad_norm, **more):
         """Count an update, and log it every log_interval steps. loss is this process's part.
 
         The keyword arguments in `more` go into the log under their names.
         """
-        now = perf_counter()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
+        self.seconds += perf_counter() - self.clock
         self.updates, self.tokens = self.updates + 1, self.tokens + n_tokens
         self.bar.update()
         if not math.isfinite(grad_norm):
@@ -112,12 +115,11 @@ class Report:
         self.shown.append(text)
 
     def evaluated(self, progress, numbers):
-        """Log an evaluation; its time does not count towards any step."""
+        """Log an evaluation."""
         self.say(in_columns(f"step {progress.step}: {in_words(numbers)}"))
         while self.shown:
             self.say(self.shown.pop(0))
         self.write(step=progress.step, minutes=progress.minutes, **numbers)
-        self.clock = perf_counter()
 
     def speed(self, tokens_per_second):
         """The utilisation of the machine: MFU if its peak is known, else GFLOP/s."""
@@ -279,7 +281,8 @@ def draw(log):
         label="validation",
     )
     title = str(log.parent) if str(log.parent).isascii() else ""  # not every font has every letter
-    axes.set(xlabel="step", ylabel="loss, nats per target", title=title)
+    axes.set(xlabel="step", ylabel="loss, nats per target")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(log.with_name("loss.png"), dpi=120)
@@ -314,7 +317,7 @@ def show_plan(model, config, dataset, world):
     print(f"running on {world.device} in {precision}, processes: {world.size}")
     if dataset.floor and config.target_shift == 1 and config.causal:
         print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
-    epochs = config.max_iters * per_step / len(dataset.train)
+    epochs = 0 if config.max_minutes else config.max_iters * per_step / len(dataset.train)
     for warning in () if config.eval_only else doubts(config, epochs):
         print(f"warning: {warning}")
     if config.dry_run:
@@ -325,9 +328,10 @@ def show_cost(model, config, dataset, world, per_step):
     """Print what the run would cost, which also checks that its settings work together."""
     tokens = config.max_iters * per_step
     per_token = flops_per_token(model, config.block_size)
+    limit = "at most " if config.max_minutes else ""
     rows = {
         "data": f"{len(dataset.train):,} training tokens, {len(dataset.val):,} validation tokens",
-        "run": f"{config.max_iters:,} steps, {tokens:,} tokens, "
+        "run": f"{limit}{config.max_iters:,} steps, {tokens:,} tokens, "
         f"{tokens / len(dataset.train):.2f} epochs",
         "cost": f"{per_token / 1e6:,.1f} MFLOP per token, "
         f"{per_token * per_step / 1e9:,.0f} GFLOP per step, "

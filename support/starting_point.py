@@ -93,15 +93,18 @@ def make_model(config, dataset, resumed):
     if config.n_labels:
         raise SystemExit("n_labels is for finetune.py, which counts the labels; leave it out")
     vocab_size = config.vocab_size or dataset.vocab_size
+    if resumed:
+        vocab_size = resumed["model_config"]["vocab_size"]
+        check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
     if dataset.tokenizer and vocab_size < dataset.vocab_size:
         raise SystemExit(
             f"vocab_size={vocab_size} is too small for {dataset.path}, whose tokenizer has "
             f"{dataset.vocab_size}; leave it out, or set at least that"
         )
+    check_ids(dataset, vocab_size)
     shape = model_part(config, vocab_size=vocab_size)
     if resumed:
         shape.block_size = resumed["model_config"]["block_size"]
-        check_tokenizer(resumed["tokenizer"], dataset, config.out_dir)
         tell_changes(resumed["data"], dataset.describe())
         weights = averaged(resumed) if config.eval_only else resumed["model"]
         try:
@@ -110,7 +113,6 @@ def make_model(config, dataset, resumed):
             raise SystemExit(
                 f"the weights in {config.out_dir} do not fit the model in model.py: {error}"
             ) from None
-    check_ids(dataset, vocab_size)
     torch.manual_seed(config.seed)
     return config, Transformer(shape)
 
@@ -128,6 +130,10 @@ def pretrained_model(config, dataset):
     """
     model, tokenizer, _ = load_model(config.init_from)
     refuse_added(model, config.init_from)
+    if model.config.n_labels:
+        raise SystemExit(
+            f"{config.init_from} predicts labels instead of tokens: start from its base"
+        )
     check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
     if dataset.tokenizer and dataset.vocab_size > model.config.vocab_size:
         raise SystemExit(

@@ -475,6 +475,9 @@ class Report0:
     def __init__(self):
         self.norms = []
 
+    def start_step(self):
+        pass
+
     def evaluated(self, progress, numbers):
         pass
 

@@ -1,5 +1,6 @@
 """What a training run promises however long it lasts: stopped, killed, gone on with and read."""
 
+import errno
 import itertools
 import json
 import math
@@ -23,8 +24,8 @@ from model import IGNORED, ModelConfig, Transformer
 from sample import next_token_distribution
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.metrics import width
-from support.processes import World
-from support.report import in_columns, in_words, quoted, read_log
+from support.processes import World, open_world
+from support.report import draw, in_columns, in_words, quoted, read_log
 from support.token_files import Dataset, Tokens
 from tests.conftest import REPOSITORY, TINY, call, tiny_text
 from tests.test_sample import LOGITS, continuation, make_model
@@ -656,6 +657,63 @@ def test_a_run_stopped_while_it_diverges_keeps_its_last_good_checkpoint(tmp_path
     transient = world is HALF  # whose scale is too large at first
     assert read_checkpoint(tmp_path / "ckpt.pt")["step"] == (progress.step if transient else 5)
     assert progress.step == 8
+
+
+def test_saving_a_checkpoint_counts_towards_no_step(train_tiny, monkeypatch):
+    seconds = itertools.count()  # every look at the clock takes one, and saving a thousand
+
+    def save(path, contents):
+        save_checkpoint(path, contents)
+        for _ in range(1000):
+            next(seconds)
+
+    monkeypatch.setattr(train_module, "save_checkpoint", save)
+    monkeypatch.setattr("support.report.perf_counter", lambda: next(seconds))
+    train_tiny("--max_iters=4", "--eval_interval=2", "--log_interval=1")
+    log = read_log(Path("out/tiny/log.jsonl"))
+    speeds = [line["tokens_per_second"] for line in log if "loss" in line]
+    assert len(speeds) == 4
+    assert len(set(speeds)) == 1
+
+
+def test_a_model_of_labels_is_refused_and_named(train_tiny, monkeypatch):
+    shape = ModelConfig(300, 32, 1, 2, 16, n_labels=2, tie_weights=False)
+    monkeypatch.setattr(
+        "support.starting_point.load_model", lambda source: (Transformer(shape), None, {})
+    )
+    with pytest.raises(SystemExit, match="out/labels predicts labels instead of tokens"):
+        train_tiny("--init_from=out/labels")
+
+
+def test_a_run_without_a_tokenizer_goes_on_on_data_that_fit_it_alone(train_tiny):
+    def folder(name, largest):
+        Path("data", name).mkdir(parents=True)
+        for split in ("train", "val"):
+            tokens = np.arange(2000, dtype=np.uint16) % (largest + 1)
+            tokens.tofile(Path("data", name, f"{split}.bin"))
+
+    folder("small", 40), folder("same", 40), folder("large", 60)
+    train_tiny("--dataset=small", "--vocab_size=50", "--max_iters=2")
+    train_tiny("--init_from=resume", "--dataset=same", "--max_iters=3")
+    with pytest.raises(SystemExit, match="token 60, too large for vocab_size=50"):
+        train_tiny("--init_from=resume", "--dataset=large", "--max_iters=4")
+
+
+def test_a_title_is_no_formula(tmp_path):
+    folder = tmp_path / "$_$"
+    folder.mkdir()
+    lines = [json.dumps({"step": i, "loss": 1.0}) for i in range(3)]
+    (folder / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert draw(folder / "log.jsonl")
+    assert (folder / "loss.png").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENAMETOOLONG])
+def test_a_place_that_cannot_be_written_is_named(code):
+    with pytest.raises(SystemExit, match=r"out/x: .*; make it readable"), open_world("cpu"):
+        raise OSError(code, os.strerror(code), "out/x")
+    with pytest.raises(OSError), open_world("cpu"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "out/x")
 
 
 def test_a_line_ends_between_numbers_and_not_within():
