@@ -15,7 +15,6 @@ import textwrap
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -29,7 +28,13 @@ from tqdm import tqdm
 
 from support.config import load_config
 from support.corpora import FINEWEB_EDU_URL, NAMES, fineweb_edu_shards, open_corpus
-from support.files import check_encoding, replacing, replacing_tree, until_nobody_reads
+from support.files import (
+    check_encoding,
+    replacing,
+    replacing_files,
+    replacing_tree,
+    until_nobody_reads,
+)
 from support.metrics import width
 from support.tokenizer import (
     byte_tokenizer,
@@ -339,10 +344,10 @@ def write(folder, corpus, tokenizer, plan, tasks):
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     tallies = {"train": Counter(), "val": Counter()}
     batches = batched(split_pieces(corpus, plan, survey))
-    with replacing_folder(folder) as files:
+    with replacing_files(folder, "meta.json", "val.bin", "train.bin") as files:
         for encoded in in_order(partial(encode, tokenizer, dtype), batches):
             for split, (tokens, tally) in encoded.items():
-                files[split].write(tokens)
+                files[f"{split}.bin"].write(tokens)
                 tallies[split].update(tally)
         for split, tally in tallies.items():
             if tally["tokens"] < FEWEST_TOKENS:
@@ -351,7 +356,7 @@ def write(folder, corpus, tokenizer, plan, tasks):
                     f"{tally['tokens']} tokens; give more text, or another --val_fraction"
                 )
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
-        json.dump(meta, files["meta"], indent=1)
+        files["meta.json"].write(json.dumps(meta, indent=1).encode())
         write_tasks(folder / "tasks", tasks)
     unknown = sum(tally["unknown"] for tally in tallies.values())
     return meta, f"{survey['duplicates']:,} copies of documents, {unknown:,} unknown characters"
@@ -364,28 +369,6 @@ def write_tasks(folder, tasks):
             for split, examples in splits.items():
                 lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
                 (new / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-@contextmanager
-def replacing_folder(folder):
-    """The files of a data folder to write to; an older one changes when all three are complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            replacing(folder / "meta.json", "w") as meta,
-            replacing(folder / "val.bin") as val,
-            replacing(folder / "train.bin") as train,
-        ):
-            yield {"train": train, "val": val, "meta": meta}
-            for file in (train, val, meta):
-                file.flush()
-                os.fsync(file.fileno())
-            # All is on disk. What remains is to rename train.bin, val.bin and, last, meta.json,
-            # whose presence says that the others belong together.
-            (folder / "meta.json").unlink(missing_ok=True)
-    finally:
-        with suppress(OSError):  # a folder that holds something refuses
-            folder.rmdir()
 
 
 def batched(pieces):

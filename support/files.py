@@ -10,18 +10,20 @@ import re
 import shutil
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 
 @contextmanager
 def replacing(path, mode="wb"):
     """A file to write to that takes the place of `path` only once it is complete and on disk.
 
-    An error, a full disk or Ctrl-C on the way leaves the old `path` as it was.
+    An error, a full disk or Ctrl-C on the way leaves the old `path` as it was. Of several processes
+    that write to `path` at the same time, each has a file of its own.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{token_hex(4)}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -30,6 +32,47 @@ def replacing(path, mode="wb"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder, *names):
+    """{name: file to write to}; all of them take their places in `folder` together.
+
+    An error or Ctrl-C on the way leaves the older files as they were, and no folder where there was
+    none. The first name is the last to appear: where it is, the others belong to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+    new, old = aside / "new", aside / "old"
+    try:
+        new.mkdir()
+        old.mkdir()
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(open(new / name, "wb")) for name in names}
+            yield files
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        older = [(folder / name, old / name) for name in names if (folder / name).exists()]
+        rename_all([*older, *((new / name, folder / name) for name in reversed(names))])
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        for left in (old, aside, folder):
+            with suppress(OSError):  # a folder that holds something refuses
+                left.rmdir()
+
+
+def rename_all(moves):
+    """Rename the files, pairs of (path, new path), in this order; an error undoes all of it."""
+    try:
+        for path, new_path in moves:
+            os.replace(path, new_path)
+    except BaseException:
+        for path, new_path in reversed(moves):
+            if not path.exists():
+                os.replace(new_path, path)
+        raise
 
 
 def read_json(path):

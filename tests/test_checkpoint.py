@@ -35,6 +35,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_text(encoding="utf-8") == "新"
 
 
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as slow:
+        slow.write(b"begun first, ")
+        with replacing(path) as fast:
+            fast.write(b"short")
+        assert path.read_bytes() == b"short"
+        slow.write(b"ended last")
+    assert path.read_bytes() == b"begun first, ended last"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "folder"
     path.mkdir()

@@ -552,13 +552,43 @@ def test_a_run_that_breaks_off_changes_nothing(error, message, dataset, moment, 
     assert not Path("data/new").exists()
 
 
-def test_meta_json_is_there_only_with_the_files_it_describes(older, monkeypatch):
-    save("long.txt", text(1000))
-    replace = fail_after(1, prepare_data.os.replace, OSError(errno.EIO, "broken"))
-    monkeypatch.setattr(prepare_data.os, "replace", replace)
-    error_of("long.txt", "--dataset=x")
-    assert not Path("data/x/meta.json").exists()
-    assert not list(Path("data/x").glob("*.tmp"))
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("dataset", "moment"), [*(("x", i) for i in range(6)), *(("new", i) for i in range(3))]
+)
+def test_a_file_that_cannot_take_its_place_changes_nothing(
+    error, dataset, moment, older, monkeypatch
+):
+    replace, calls = prepare_data.os.replace, itertools.count()
+
+    def fail_once(*paths):
+        if next(calls) == moment:
+            raise error
+        replace(*paths)
+
+    monkeypatch.setattr(prepare_data.os, "replace", fail_once)
+    message = error_of(save("long.txt", text(1000)), f"--dataset={dataset}")
+    assert "nothing was changed" in message
+    assert older()
+    assert [path.name for path in Path("data").iterdir()] == ["x"]
+    assert len(list(Path("data/x").iterdir())) == 3
+
+
+def test_two_preparations_of_one_dataset_do_not_mix(monkeypatch):
+    save_lines("long.jsonl", [text(20, seed) for seed in range(200)])
+    encode = prepare_data.encode
+
+    def encode_while_another_run_finishes(*arguments):
+        monkeypatch.setattr(prepare_data, "encode", encode)
+        main([save("other.txt", text(500)), "--dataset=x", "--tokenizer=char"])
+        return encode(*arguments)
+
+    monkeypatch.setattr(prepare_data, "encode", encode_while_another_run_finishes)
+    main(["long.jsonl", "--dataset=x", "--tokenizer=byte"])
+    meta, _, train, val = result("x")
+    assert meta["source"] == ["long.jsonl"]
+    assert [split["tokens"] for split in meta["splits"].values()] == [len(train), len(val)]
+    assert len(list(Path("data/x").iterdir())) == 3
 
 
 def test_chinese_text_in_an_older_encoding_is_told_which(tmp_path):
