@@ -51,7 +51,7 @@ def load_tokenizer(source):
             raise ValueError(f"{source} holds no tokenizer: none of {', '.join(names)} is in it")
         source = found[0]
         if source.name == "vocab.json":
-            return read_tokenizer(source.parent)
+            return tokenizer_from_pair(source.parent)
     if not source.is_file():
         raise ValueError(f"there is no file or folder {source} to take a tokenizer from")
     if source.suffix == ".pt":
@@ -155,24 +155,35 @@ def read_tokenizer(folder):
     if (folder / "tokenizer.json").is_file():
         return huggingface_tokenizer(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        if settings_in(folder, "config.json").get("model_type", "gpt2") != "gpt2":
-            raise ValueError(
-                "of its tokenizer there are vocab.json and merges.txt alone, which tell all there "
-                "is to know for GPT-2 only; transformers writes a tokenizer.json: "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            )
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        return tokenizer_from_pair(folder)
+    if (folder / "tokenizer.model").is_file():
+        raise ValueError("its tokenizer is SentencePiece's, and only byte-level BPE is read")
+    return None
+
+
+def tokenizer_from_pair(folder):
+    """The tokenizer of GPT-2's older pair of files, vocab.json and merges.txt."""
+    vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    if not merges_file.is_file():
+        raise ValueError(f"beside {vocab_file} there is no merges.txt, which belongs to it")
+    if settings_in(folder, "config.json").get("model_type", "gpt2") != "gpt2":
+        raise ValueError(
+            "of its tokenizer there are vocab.json and merges.txt alone, which tell all there "
+            "is to know for GPT-2 only; transformers writes a tokenizer.json: "
+            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
+    vocab = read_json(vocab_file)
+    try:
+        lines = merges_file.read_text(encoding="utf-8").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
-        vocab = read_json(folder / "vocab.json")
         marks = [{"content": mark, "id": vocab[mark]} for mark in END_OF_TEXT if mark in vocab]
         model = {"type": "BPE", "vocab": vocab, "merges": merges}
         gpt2 = {"type": "ByteLevel", "add_prefix_space": False}
         return tokenizer_from_huggingface(
             {"model": model, "added_tokens": marks, "pre_tokenizer": gpt2}
         )
-    if (folder / "tokenizer.model").is_file():
-        raise ValueError("its tokenizer is SentencePiece's, and only byte-level BPE is read")
-    return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{vocab_file} and merges.txt cannot be used: {error}") from error
 
 
 def chat_template_in(folder):
@@ -201,8 +212,7 @@ def tokenizer_from_huggingface(content):
     special_tokens = {token["content"]: token["id"] for token in added}
     bos = beginning(content.get("post_processor") or {}, special_tokens)
     if model.get("type") == "WordLevel" and content["pre_tokenizer"].get("pattern") == ANY:
-        characters = sorted(model["vocab"], key=model["vocab"].get)
-        tokenizer = CharTokenizer("".join(characters), special_tokens)
+        tokenizer = CharTokenizer(characters_of(model["vocab"]), special_tokens)
         tokenizer.bos = bos
         return tokenizer
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -211,12 +221,11 @@ def tokenizer_from_huggingface(content):
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise ValueError(f"its model sets {option}={model[option]!r}, which has no equal here")
-    for token in added:
-        if not token["content"].strip():
-            raise ValueError(f"it adds blanks as a token of their own ({token['content']!r})")
     form = (content.get("normalizer") or {}).get("type")
     if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
         raise ValueError(f"its normalizer is {form}, and only Unicode's normal forms are known")
+    for token in added:
+        check_added(token, form)
     ranks = {as_bytes(text): i for text, i in model["vocab"].items() if text not in special_tokens}
     ids = [*ranks.values(), *special_tokens.values()]
     if len(set(ids)) < len(ids) or min(ids) < 0:
@@ -228,6 +237,26 @@ def tokenizer_from_huggingface(content):
     return BytePairTokenizer(
         "huggingface", ranks, special_tokens, pattern, eot, form, bos, ordinary=ordinary
     )
+
+
+def characters_of(vocab):
+    """The characters of a vocabulary {character: id}, in one string; their ids count from 0 on."""
+    characters = sorted(vocab, key=vocab.get)
+    is_numbered = [vocab[character] for character in characters] == list(range(len(vocab)))
+    if not is_numbered or any(len(character) != 1 for character in characters):
+        raise ValueError("its vocabulary is not single characters, numbered from 0 on")
+    return "".join(characters)
+
+
+def check_added(added, form):
+    """Raise ValueError where Hugging Face finds an added token in a text by rules unknown here."""
+    if not added["content"].strip():
+        raise ValueError(f"it adds blanks as a token of their own ({added['content']!r})")
+    flags = [flag for flag in ("lstrip", "rstrip", "single_word") if added.get(flag)]
+    if form in ("NFKC", "NFKD") and not added.get("normalized", True):
+        flags.append("normalized=False")
+    if flags and not added.get("special", True):
+        raise ValueError(f"its token {added['content']!r} has {flags[0]}, which has no equal here")
 
 
 def beginning(post_processor, special_tokens):
@@ -292,12 +321,16 @@ def split_in_two(ranks, part):
 
 def merge_of(line):
     """A merge as two byte strings; the file has them as "a b" or, in newer files, as ["a", "b"]."""
-    left, right = line.split(" ") if isinstance(line, str) else line
-    return as_bytes(left), as_bytes(right)
+    parts = line.split(" ") if isinstance(line, str) else line
+    if len(parts) != 2:
+        raise ValueError(f"its merge {line!r} is not of two tokens")
+    return as_bytes(parts[0]), as_bytes(parts[1])
 
 
 def as_bytes(text):
     """The bytes that a Hugging Face file writes as printable characters, one for each."""
+    if not BYTE_OF_CHARACTER.keys() >= set(text):
+        raise ValueError(f"its token {text!r} is not written in characters that stand for bytes")
     return bytes(BYTE_OF_CHARACTER[character] for character in text)
 
 

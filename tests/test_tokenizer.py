@@ -452,6 +452,8 @@ def change(content, *path, to):
         (("added_tokens", 0, "content"), "   ", "blanks"),
         (("model", "merges"), [], "does not come about by its merges"),
         (("model", "vocab", "Ġthe"), 4000, "not in the order"),
+        (("model", "vocab", "你"), 4000, "'你' is not written in characters that stand for bytes"),
+        (("model", "merges", 0), "abc", "merge 'abc' is not of two tokens"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_name(bpe, tmp_path, path, to, reason):
@@ -459,6 +461,48 @@ def test_what_cannot_be_expressed_is_refused_by_name(bpe, tmp_path, path, to, re
     change(content, *path, to=to)
     with pytest.raises(ValueError, match=f"tokenizer.json.*{reason}"):
         huggingface_tokenizer(saved_as(content, tmp_path))
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized"])
+def test_rules_for_added_tokens_that_have_no_equal_are_refused(bpe, tmp_path, flag):
+    content = as_huggingface(bpe)
+    content["normalizer"] = {"type": "NFKC"}
+    usual = dict.fromkeys(("lstrip", "rstrip", "single_word"), False) | {"normalized": True}
+    think = {"id": 5001, "content": "<think>", "special": False} | usual
+    content["added_tokens"].append(think)
+    assert huggingface_tokenizer(saved_as(content, tmp_path)).ordinary == {"<think>"}
+    think[flag] = not think[flag]
+    with pytest.raises(ValueError, match=f"'<think>' has {flag}"):
+        huggingface_tokenizer(saved_as(content, tmp_path))
+    think["special"] = True  # no text is encoded as this one
+    assert huggingface_tokenizer(saved_as(content, tmp_path)).ordinary == frozenset()
+
+
+@pytest.mark.parametrize("vocab", [{"[UNK]": 0, "a": 1}, {"a": 0, "b": 2}])
+def test_a_vocabulary_of_words_does_not_pass_for_one_of_characters(vocab, tmp_path):
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
+    content = {"model": {"type": "WordLevel", "vocab": {"b": 1, "a": 0}}, "pre_tokenizer": split}
+    tokenizer = huggingface_tokenizer(saved_as(content, tmp_path))
+    assert tokenizer.encode("ab").tolist() == [0, 1]
+    content["model"]["vocab"] = vocab
+    with pytest.raises(ValueError, match=r"tokenizer\.json.*not single characters"):
+        huggingface_tokenizer(saved_as(content, tmp_path))
+
+
+def test_a_bad_pair_of_vocabulary_and_merges_is_named(bpe, tmp_path):
+    model = as_huggingface(bpe)["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.json there is no merges\.txt"):
+        load_tokenizer(tmp_path)
+    merges = tmp_path / "merges.txt"
+    merges.write_text("\n".join(["#version: 0.2", *model["merges"], ""]), encoding="utf-8")
+    assert load_tokenizer(tmp_path).encode(ENGLISH).tolist() == bpe.encode(ENGLISH).tolist()
+    merges.write_text("abc\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt cannot be used.*'abc'"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"你": 0}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt cannot be used.*'你'"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_token_that_no_merge_makes_is_kept_where_whole_words_go_first(bpe, tmp_path):
