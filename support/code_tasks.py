@@ -20,7 +20,7 @@ MOST_IN_SENTENCE = 100  # characters
 PACKAGES = 10  # labels of `module`: those with the most functions
 MOST_OF_PACKAGE = {"train": 250, "val": 40, "test": 80}  # functions
 SPLITS = {"train": 85, "val": 5, "test": 10}  # percent of the files
-SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)\s")
 
 
 class Function(NamedTuple):

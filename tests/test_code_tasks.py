@@ -129,4 +129,5 @@ def test_no_file_has_docstrings_in_two_splits_and_no_function_is_in_two(tmp_path
 def test_a_first_sentence_is_one_line():
     assert first_sentence("Return the\n  value. More.") == "Return the value."
     assert first_sentence("Return it\n\nMore") == "Return it"
+    assert first_sentence("Name it, e.g. x (i.e. short). More.") == "Name it, e.g. x (i.e. short)."
     assert {split_of(str(number)) for number in range(200)} == {"train", "val", "test"}
