@@ -72,6 +72,7 @@ NOT_READ_BY = {
     "encoding": set(NAMES),
     "field": set(NAMES),
     "val_fraction": {"stories", "python", "tinystories", "fineweb_edu"},
+    "vocab_size": {"fineweb_edu"},
 }
 READ_BY = {
     "megabytes": {"stories"},
@@ -145,7 +146,7 @@ def check(config):
         raise ValueError(f"val_fraction={config.val_fraction}: expected more than 0, less than 1")
     if not 0 < config.megabytes < 1e6:
         raise ValueError(f"megabytes={config.megabytes}: expected more than 0, less than a million")
-    if not config.paths:
+    if not config.paths or "" in config.paths:
         raise ValueError(f"nothing to prepare: name files, folders or one of {', '.join(NAMES)}")
     check_encoding(config.encoding)
     for name, corpora in NOT_READ_BY.items():
@@ -175,6 +176,9 @@ def prepare(config):
         plan = make_plan(corpus, texts, survey, config.val_fraction)
         if not survey["characters"]:
             raise ValueError(f"there is no text in {', '.join(config.paths)}: all of it is empty")
+        if tokenizer.eot is None and tokenizer.bos is None and survey["documents"] > 1:
+            nothing = "nothing stands between one document and the next"
+            print(f"the tokenizer has no token that ends a text: {nothing}", file=sys.stderr)
         tasks = corpus.tasks()
         meta, dropped = write(folder, corpus, tokenizer, plan, tasks)
     print(f"{folder} is ready, after {time.monotonic() - started:.1f} s{replaces}.\n")
@@ -351,9 +355,10 @@ def write(folder, corpus, tokenizer, plan, tasks):
                 tallies[split].update(tally)
         for split, tally in tallies.items():
             if tally["tokens"] < FEWEST_TOKENS:
+                more = "--megabytes" if corpus.split_rule else "text, or another --val_fraction"
                 raise ValueError(
                     f"there is too little text for two splits: {split} would have "
-                    f"{tally['tokens']} tokens; give more text, or another --val_fraction"
+                    f"{tally['tokens']} tokens; give more {more}"
                 )
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         files["meta.json"].write(json.dumps(meta, indent=1).encode())

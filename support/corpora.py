@@ -11,12 +11,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import sysconfig
 import urllib.error
 import urllib.request
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,13 @@ from support.tokenizer import repair
 NAMES = ("stories", "python", "shakespeare", "tinystories", "fineweb_edu")
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 CHUNK_BYTES = 2**16
+MOST_ENDINGS = 5  # of files that are left out are named
+JSON_BEGINS = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"')
+# The mark of UTF-16 is also the beginning of one of UTF-32's.
+WIDE_MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 TIMEOUT_SECONDS = 30
 OFFLINE = "These need no connection: python prepare_data.py stories, python prepare_data.py python"
 
@@ -125,9 +134,16 @@ def open_corpus(paths, data, scratch, megabytes, seed, language, encoding="utf-8
 
 def own_files(paths, scratch, encoding="utf-8", field="text"):
     """The documents of files, of folders and of standard input (`-`)."""
-    files = []
+    if paths.count("-") > 1:
+        raise ValueError("standard input (-) is named twice, and flows once")
+    files, skipped = [], Counter()
     for path in paths:
-        files += [spooled(scratch)] if path == "-" else files_under(Path(path))
+        files += [spooled(scratch)] if path == "-" else files_under(Path(path), skipped)
+    if skipped:
+        endings = [ending for ending, _ in skipped.most_common(MOST_ENDINGS)]
+        endings += ["…"] if len(skipped) > MOST_ENDINGS else []
+        counts = f"files to read: {len(files):,}, skipped: {skipped.total():,}"
+        print(f"{counts} ({', '.join(endings)})", file=sys.stderr)
     if field != "text" and not any(kind(file) == ".jsonl" for file in files):
         raise ValueError(
             f"field={field} is for .jsonl, and there is none among these: leave it out"
@@ -148,11 +164,20 @@ def spooled(scratch):
     copy = scratch / "standard input"
     with open(copy, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, CHUNK_BYTES)
+    with open(copy, "rb") as file:
+        if JSON_BEGINS.match(file.read(CHUNK_BYTES)):
+            raise ValueError(
+                "standard input is JSON, and would be learned with all its brackets and commas; "
+                "save it as a file NAME.jsonl, and name that"
+            )
     return copy
 
 
-def files_under(path):
-    """The files of text in a folder and its subfolders, in order; a file stands for itself."""
+def files_under(path, skipped):
+    """The files of text in a folder and its subfolders, in order; a file stands for itself.
+
+    What is no text is counted into the Counter `skipped`, by its suffix or, without one, its name.
+    """
     if path.is_file() and kind(path.name) in (".json", ".csv", ".tsv", ".xlsx", ".docx", ".pdf"):
         raise ValueError(
             f"{path} is not plain text, and would be learned with all its brackets and commas; "
@@ -167,19 +192,51 @@ def files_under(path):
             f"{path} is neither a file nor a folder; for a pipe, name - (standard input)"
         )
     files = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if "train.bin" in names:  # prepared data, and examples to fine-tune on
-            folders[:], names = [], []
-        names = sorted(
-            name
-            for name in names
-            if kind(name) in SUFFIXES and not name.startswith(".") and name not in NO_TEXT
-        )
-        files += [Path(folder, name) for name in names]
+    for file in files_in(path):
+        suffix = file.name if file.name in NO_TEXT else kind(file)
+        if suffix not in SUFFIXES:
+            skipped[suffix or file.name] += 1
+        elif file.is_file():
+            files.append(file)
+        else:
+            raise ValueError(f"{file} is neither a file nor a link to one: take it out")
     if not files:
         raise ValueError(f"the folder {path} holds no {', '.join(SUFFIXES)} (or .gz of these)")
     return files
+
+
+def files_in(path, without=frozenset()):
+    """All files in a folder and its subfolders, in order, but hidden ones and prepared data.
+
+    `without`: names of files and folders to pass over. Links to folders are followed, but to each
+    folder once. Raises ValueError for a folder that cannot be read.
+    """
+
+    def refuse(error):
+        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror})")
+
+    entered = set()
+    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        status = os.stat(folder)
+        identity = status.st_dev, status.st_ino
+        if identity in entered:
+            folders.clear()
+            continue
+        entered.add(identity)
+        folders[:] = [
+            name for name in visible(folders, without) if not is_prepared(Path(folder, name))
+        ]
+        yield from (Path(folder, name) for name in visible(names, without))
+
+
+def visible(names, without):
+    return sorted(name for name in names if not name.startswith(".") and name not in without)
+
+
+def is_prepared(folder):
+    """Whether prepare_data.py wrote this folder: tokens, or the examples that lie beside them."""
+    beside = folder.parent if folder.name == "tasks" else folder
+    return any(os.path.isfile(place / "train.bin") for place in (folder, beside))
 
 
 def kind(name):
@@ -233,13 +290,17 @@ def is_packed(path):
 
 
 def unpacked_size(path):
-    """The bytes of a file's content; a .gz says at its end how many, modulo 4 GB."""
+    """The bytes of a file's content; of a .gz about.
+
+    It says at its end how many, modulo 4 GB and only of its last member: at least they are as many
+    as when packed.
+    """
     size = path.stat().st_size
     if not is_packed(path):
         return size
     with open(path, "rb") as file:
         file.seek(max(size - 4, 0))
-        return int.from_bytes(file.read(), "little")
+        return max(size, int.from_bytes(file.read(), "little"))
 
 
 def is_wide(encoding):
@@ -249,8 +310,10 @@ def is_wide(encoding):
 
 def refuse_binary(path, chunk, start):
     """Raise ValueError for bytes that are no text, as soon as their look gives them away."""
-    if start == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise ValueError(f"{path} is UTF-16; save it as UTF-8, or type --encoding=utf-16")
+    for name, marks in WIDE_MARKS.items():
+        if start == 0 and chunk.startswith(marks):
+            advice = f"save it as UTF-8, or type --encoding={name.lower()}"
+            raise ValueError(f"{path} is {name}; {advice}")
     if b"\0" in chunk:
         raise ValueError(f"{path} is a binary file: byte {start + chunk.index(0):,} is zero")
 
@@ -261,9 +324,11 @@ def decode(path, encoding, decoder, chunk, fed, final=False):
         return decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
         offset = fed - len(error.object) + error.start
+        is_cut_off = final and error.end == len(error.object)
+        advice = advice_on_encoding(error.object, encoding, is_cut_off)
         raise ValueError(
             f"{path} is not {encoding.upper()}: byte {offset:,} is "
-            f"0x{error.object[error.start]:02x}; {advice_on_encoding(error.object, encoding)}"
+            f"0x{error.object[error.start]:02x}; {advice}"
         ) from error
 
 
@@ -298,7 +363,7 @@ def text_field(path, number, line, field):
             f'{path}, line {number}: expected {{"{field}": "..."}}, found {found or "nothing"}; '
             "another field with text is named by --field=THEIRS"
         )
-    return repair(text)
+    return repair(text).replace("\r\n", "\n").replace("\r", "\n")  # as in a file of text
 
 
 # ---------------------------------------------------------------------------- corpora with a name
@@ -340,11 +405,9 @@ def stories(megabytes, seed, language, scratch):
 def standard_library():
     """The standard library of this Python, without tests and tables."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = [
-        file
-        for file in (files_under(root) if root.is_dir() else [])
-        if kind(file) == ".py" and not NOT_WRITTEN_BY_PEOPLE & set(file.relative_to(root).parts)
-    ]
+    files = []
+    if root.is_dir():
+        files = [file for file in files_in(root, NOT_WRITTEN_BY_PEOPLE) if kind(file) == ".py"]
     if not files:
         raise ValueError(
             "this Python keeps no source of its standard library; try the corpus stories"

@@ -165,15 +165,18 @@ def with_mark(encoding):
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
-def advice_on_encoding(chunk, encoding):
-    """What to do where some bytes of a file are not in the encoding that was expected."""
+def advice_on_encoding(chunk, encoding, is_cut_off=False):
+    """What to do where some bytes of a file are not in the encoding that was expected.
+
+    is_cut_off: they are what is left of a character at the end of the file.
+    """
+    without = f"iconv -c -f {encoding} -t utf-8 OLD > NEW"
+    if is_cut_off:
+        return f"the file ends in the middle of a character; to leave that out: {without}"
     text = chunk.decode(encoding, "replace")
     broken, likely = text.count("\ufffd"), likely_encoding(chunk)
     if sum(not character.isascii() for character in text) > 10 * broken:
-        return (
-            "a few bytes are broken, the others are not; to leave those out: "
-            f"iconv -c -f {encoding} -t utf-8 OLD > NEW"
-        )
+        return f"a few bytes are broken, the others are not; to leave those out: {without}"
     if likely == encoding:
         return "save it as UTF-8"
     return f"save it as UTF-8, or type what it is in, perhaps --encoding={likely}"

@@ -16,6 +16,8 @@ import pytest
 from support import corpora
 from support.corpora import download, fineweb_edu_shards, open_corpus
 
+needs_links = pytest.mark.skipif(os.name == "nt", reason="there, links need a privilege")
+
 
 def open_paths(tmp_path, *paths, megabytes=1.0, seed=1, language=None):
     knobs = (megabytes, seed, language)
@@ -44,6 +46,50 @@ def test_a_folder_gives_its_texts_in_order_and_leaves_out_the_rest(tmp_path):
     for name in ("b.txt", "a/z.md", "a/b/c.py", "c.TXT", ".hidden.txt", ".git/d.txt", "e.png"):
         save(tmp_path / "texts" / name, name)
     assert read(tmp_path, tmp_path / "texts") == ["b.txt", "c.TXT", "a/z.md", "a/b/c.py"]
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_suffix(tmp_path, capsys):
+    for name in ("a.txt", "sub/b.md", ".hidden.csv", "data/x/train.bin", "data/x/meta.json"):
+        save(tmp_path / "texts" / name, name)
+    read(tmp_path, tmp_path / "texts")
+    assert capsys.readouterr().err == ""
+    for name in ("c.csv", "sub/d.markdown", "sub/e.csv", "log.jsonl", "Makefile"):
+        save(tmp_path / "texts" / name, name)
+    read(tmp_path, tmp_path / "texts")
+    expected = "files to read: 2, skipped: 5 (.csv, Makefile, log.jsonl, .markdown)\n"
+    assert capsys.readouterr().err == expected
+
+
+@needs_links
+def test_a_linked_folder_is_read_and_no_folder_twice(tmp_path):
+    save(tmp_path / "elsewhere" / "far.txt", "far")
+    save(tmp_path / "texts" / "near.txt", "near")
+    for name, target in (("a", "elsewhere"), ("b", "elsewhere"), ("c", "texts")):
+        (tmp_path / "texts" / name).symlink_to(tmp_path / target, target_is_directory=True)
+    assert read(tmp_path, tmp_path / "texts") == ["near", "far"]
+
+
+@needs_links
+def test_a_link_to_nothing_is_named(tmp_path):
+    save(tmp_path / "texts" / "a.txt", "a")
+    (tmp_path / "texts" / "b.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(ValueError, match=r"b\.txt is neither a file nor a link to one"):
+        open_paths(tmp_path, tmp_path / "texts")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    save(tmp_path / "texts" / "secret" / "a.txt", "a")
+    save(tmp_path / "texts" / "b.txt", "b")
+    scandir = os.scandir
+
+    def scandir_or_refuse(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir_or_refuse)
+    with pytest.raises(ValueError, match=r"secret cannot be read \(Permission denied\)"):
+        open_paths(tmp_path, tmp_path / "texts")
 
 
 def test_several_paths_come_in_the_order_given(tmp_path):
@@ -90,6 +136,16 @@ def test_standard_input_can_be_gone_through_twice(tmp_path, monkeypatch):
     corpus = open_paths(tmp_path, "-")
     assert texts_of(corpus) == texts_of(corpus) == ["中文 text"]
     assert corpus.name == "stdin"
+    with pytest.raises(ValueError, match="named twice"):
+        open_paths(tmp_path, "-", "-")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json_from_standard_input_is_not_taken_for_text(tmp_path, monkeypatch, mark):
+    lines = io.BytesIO((mark + '{"text": "one"}\n{"text": "two"}\n').encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines))
+    with pytest.raises(ValueError, match=r"standard input is JSON.*save it as .*\.jsonl"):
+        open_paths(tmp_path, "-")
 
 
 # ------------------------------------------------------------------------------- what is in a file
@@ -122,6 +178,14 @@ def test_a_gz_file_is_unpacked(tmp_path, chunk_bytes):
     assert corpus.size == 63
 
 
+def test_a_gz_file_of_several_members_counts_as_at_least_its_packed_size(tmp_path):
+    text = os.urandom(3000).hex()
+    packed = gzip.compress(text.encode()) + gzip.compress(b"")  # as bgzip ends its files
+    corpus = open_paths(tmp_path, save(tmp_path / "a.txt.gz", packed))
+    assert texts_of(corpus) == [text]
+    assert corpus.size == len(packed)
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"text, not packed"])
 def test_a_damaged_gz_file_is_named(tmp_path, damage):
     path = save(tmp_path / "a.txt.gz", damage(gzip.compress(os.urandom(3000).hex().encode())))
@@ -138,14 +202,15 @@ def test_bytes_that_are_no_utf8_are_named_with_their_place(tmp_path, chunk_bytes
 
 def test_a_character_cut_off_at_the_end_is_named(tmp_path, chunk_bytes):
     path = save(tmp_path / "a.txt", "ab中".encode()[:-1])
-    with pytest.raises(ValueError, match="byte 2 is 0xe4"):
+    with pytest.raises(ValueError, match=r"byte 2 is 0xe4; the file ends.*iconv -c -f utf-8"):
         read(tmp_path, path)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_utf16_is_recognised(tmp_path, name):
-    path = save(tmp_path / name, "text".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"is UTF-16; save it as UTF-8"):
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_utf16_and_utf32_are_recognised(tmp_path, name, encoding):
+    path = save(tmp_path / name, "text".encode(encoding))
+    with pytest.raises(ValueError, match=rf"is {encoding.upper()}; save it as UTF-8.*={encoding}"):
         read(tmp_path, path)
 
 
@@ -160,6 +225,11 @@ def test_each_line_of_jsonl_is_a_document(tmp_path):
     lines = ['{"text": "one\\ntwo", "id": 1}', "", '{"text": "中"}', '{"text": ""}']
     path = save(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines))
     assert read(tmp_path, path) == ["one\ntwo", "中", ""]
+
+
+def test_line_ends_in_json_become_those_of_a_text_file(tmp_path):
+    path = save(tmp_path / "a.jsonl", '{"text": "a\\r\\nb\\rc\\nd"}')
+    assert read(tmp_path, path) == ["a\nb\nc\nd"]
 
 
 def test_halves_of_characters_in_json_are_repaired(tmp_path):

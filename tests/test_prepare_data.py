@@ -267,6 +267,10 @@ def test_without_arguments_stories_are_made(stories, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("Next: python train.py\n")
 
 
+def test_too_few_stories_are_answered_with_a_knob_that_they_have(stories):
+    assert error_of("--megabytes=0.001").endswith("give more --megabytes")
+
+
 def test_text_that_nobody_generated_has_no_floor():
     main([save("a.txt", text(500))])
     assert "floor_bits_per_byte" not in result("a")[0]
@@ -394,7 +398,7 @@ def test_a_name_on_the_hub_may_bring_the_tokenizer(monkeypatch):
     assert result("new")[0]["tokenizer_sha256"] == result("old")[0]["tokenizer_sha256"]
 
 
-def test_a_tokenizer_without_an_end_of_text_writes_none():
+def test_a_tokenizer_without_an_end_of_text_writes_none(capsys):
     save(
         "t/meta.json",
         json.dumps({"tokenizer": {"kind": "char", "characters": "ab", "special_tokens": {}}}),
@@ -403,6 +407,10 @@ def test_a_tokenizer_without_an_end_of_text_writes_none():
     meta, _, train, val = result("x")
     assert meta["eot"] is None
     assert len(train) + len(val) == 400
+    hint = "nothing stands between one document and the next"
+    assert hint not in capsys.readouterr().err
+    main([save_lines("b.jsonl", ["ab" * 100, "ba" * 100]), "--dataset=y", "--tokenizer=t"])
+    assert hint in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------- the report
@@ -489,6 +497,11 @@ def test_a_bad_file_is_named_and_changes_nothing(name, older):
         (["older.txt", "--val_fraction=1e-17"], "val would have"),
         (["older.txt", "--tokenizer=older.txt"], "older.txt is not a JSON file"),
         ([".", "stories"], "stories is a corpus of its own"),
+        ([""], "nothing to prepare"),
+        (
+            ["fineweb_edu", "--vocab_size=5000"],
+            "vocab_size=5000 is not for fineweb_edu, which has its own: leave it out",
+        ),
     ],
 )
 def test_a_mistake_is_named_and_changes_nothing(arguments, message, older):
@@ -683,6 +696,17 @@ def test_a_file_does_not_pass_for_a_corpus_with_a_name(capsys):
     main(["stories.txt", "--dataset=mine"])
     main(["stories.txt", "--dataset=mine"])
     assert "in the place of an older one" in capsys.readouterr().out
+
+
+def test_a_folder_of_text_in_data_can_be_prepared_again():
+    save("data/novel/input.txt", text(500))
+    save("data/novel/part2/more.txt", text(500, 1))
+    written = []
+    for _ in range(2):
+        main(["data/novel", "--tokenizer=char"])
+        save("data/novel/tasks/qa/test.jsonl", '{"prompt": "a"}\n')
+        written.append(Path("data/novel/train.bin").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_prepared_data_and_what_runs_leave_are_no_text():
