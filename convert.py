@@ -1,8 +1,8 @@
-"""Take models to other programs and from them, or look into them: `python convert.py PATH`.
+"""Convert models to and from other programs' formats, or inspect them: `python convert.py PATH`.
 
 `python convert.py out/llama_tiny --to=hf --out=tiny-hf` writes a folder for transformers and vLLM,
-`--to=gguf --out=tiny.gguf` a file for llama.cpp and Ollama. Models of theirs need no conversion to
-be sampled from or trained further here: `--init_from=PATH` reads them.
+`--to=gguf --out=tiny.gguf` a file for llama.cpp and Ollama. To sample from their models or train
+them further, no conversion is needed: `--init_from=PATH` reads them.
 """
 
 import dataclasses
@@ -57,41 +57,41 @@ inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
 )"""
 GGUF_KINDS = {"auto": "f16", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}
-# Of nanoGPT's settings, those that are about another machine or are set by what it is converted to.
+# nanoGPT's settings that depend on the machine or are determined by the conversion.
 NOT_KEPT = {"out_dir", "init_from", "eval_only", "device", "dtype", "compile", "vocab_size"}
 
 
 @dataclass
 class ConvertConfig:
-    """Take a model to another program's format, or, without --to, describe it.
+    """Convert a model to another program's format or, without --to, describe it.
 
     - PATH: a run or checkpoint, nanoGPT's, a Hugging Face folder or name, .safetensors, .bin
     - hf: a folder for transformers, vLLM and llama.cpp's converter
     - gguf: a file for llama.cpp, Ollama and LM Studio
-    - nanogpt, shiftgpt: a folder with a ckpt.pt, to sample from and to go on from
+    - nanogpt, shiftgpt: a folder with a ckpt.pt, to sample from or resume
     """
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]  # the model
     to: Literal["hf", "gguf", "nanogpt", "shiftgpt"] | None = None  # the format to write
-    out: str | None = None  # the folder or file to write, which must not be there yet
+    out: str | None = None  # the folder or file to write, which must not exist yet
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"  # of the weights
 
     def __post_init__(self):
         if self.to and not self.out:
-            raise ValueError(f"--to={self.to} needs a place to write to: --out=out/{self.to}")
+            raise ValueError(f"--to={self.to} needs an output path: --out=out/{self.to}")
         if self.out and not self.to:
             raise ValueError(f"out={self.out} needs a format: --to={', '.join(FORMATS)}")
         if self.dtype == "q8_0" and self.to != "gguf":
-            raise ValueError("dtype=q8_0 is for --to=gguf alone")
+            raise ValueError("dtype=q8_0 is only for --to=gguf")
         if self.dtype != "auto" and self.to not in ("hf", "gguf"):
-            raise ValueError(f"dtype={self.dtype} is for --to=hf and --to=gguf: leave it out")
+            raise ValueError(f"dtype={self.dtype} is only for --to=hf and --to=gguf: leave it out")
 
 
 # ------------------------------------------------------------------------------------- describing
 
 
 def describe(source):
-    """Print what a file or folder is, what it was made with, and a row for each of its tensors."""
+    """Print what a file or folder is, how it was made, and a row for each of its tensors."""
     path = Path(source)
     folder = huggingface_folder(source)
     if folder:
@@ -106,16 +106,16 @@ def describe(source):
         count, size = count + tensor.numel(), size + tensor.nbytes
         shape, dtype = "×".join(map(str, tensor.shape)), str(tensor.dtype).removeprefix("torch.")
         rows.append((name, shape, dtype, f"{tensor.float().norm():.4g}"))
-    for name, told in (facts | {"weights": f"{count:,} in {size / 1e6:,.1f} MB"}).items():
+    for name, fact in (facts | {"weights": f"{count:,} in {size / 1e6:,.1f} MB"}).items():
         indent = " " * 11
-        print(textwrap.fill(f"{name:<11}{told}", COLUMNS, subsequent_indent=indent))
+        print(textwrap.fill(f"{name:<11}{fact}", COLUMNS, subsequent_indent=indent))
     widths = [max(map(len, column)) for column in zip(("tensor", "shape", "dtype", "norm"), *rows)]
     for row in [("tensor", "shape", "dtype", "norm"), *rows]:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
 
 
 def huggingface_facts(folder):
-    """What a Hugging Face folder says of itself."""
+    """What a Hugging Face folder says about itself."""
     content = read_json(folder / "config.json")
     try:
         tokenizer = tokenizer_in_words(read_tokenizer(folder))
@@ -131,7 +131,7 @@ def huggingface_facts(folder):
 
 
 def checkpoint_facts(path):
-    """What a checkpoint, ours or nanoGPT's, says of itself; its tensors, none of them twice."""
+    """What a checkpoint, ours or nanoGPT's, says about itself; its tensors, each of them once."""
     checkpoint = read_checkpoint(path) | {"path": path}
     shape = checkpoint["model_config"]
     tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
@@ -141,11 +141,11 @@ def checkpoint_facts(path):
         "from": checkpoint.get("origin", "train.py or finetune.py"),
         "config": ", ".join(f"{name}={value}" for name, value in shape.items()),
         "tokenizer": tokenizer_in_words(tokenizer),
-        "data": ", ".join(f"{name}={value}" for name, value in data.items()) or "not told",
+        "data": ", ".join(f"{name}={value}" for name, value in data.items()) or "not recorded",
     }
     for name in ("method", "task"):
-        told = checkpoint.get(name) or {}
-        facts |= {name: ", ".join(f"{k}={v}" for k, v in told.items())} if told else {}
+        knobs = checkpoint.get(name) or {}
+        facts |= {name: ", ".join(f"{k}={v}" for k, v in knobs.items())} if knobs else {}
     tied = {"head.weight"} if shape["tie_weights"] else set()
     return facts, {name: w for name, w in checkpoint["model"].items() if name not in tied}
 
@@ -161,23 +161,23 @@ def tokenizer_in_words(tokenizer):
 
 
 def load_plain(source):
-    """`load_model`'s (model, tokenizer, checkpoint); exits where other programs know no such."""
+    """`load_model`'s (model, tokenizer, checkpoint); exits if no other program can represent it."""
     model, tokenizer, checkpoint = load_model(source, dtype=None)
     refuse_added(model, source)
     if model.config.n_labels:
-        raise SystemExit(f"{source} gives labels instead of tokens: other programs have no such")
+        raise SystemExit(f"{source} predicts labels instead of tokens and cannot be converted")
     if tokenizer is None and model.config.vocab_size in GPT2_VOCAB_SIZES:
         try:
             tokenizer = assumed_tokenizer(source, model)
         except SystemExit as error:  # there is no connection
             print(error)
     if tokenizer and (checkpoint.get("task") or {}).get("task") == "chat":
-        tokenizer.chat_template = chat_template_of(tokenizer)  # ours, which it was taught
+        tokenizer.chat_template = chat_template_of(tokenizer)  # the one it was trained with
     return model, tokenizer, checkpoint
 
 
 def to_huggingface(config):
-    """Write the model as a Hugging Face folder, with a card that has the run's numbers."""
+    """Write the model as a Hugging Face folder, with a model card that has the run's numbers."""
     model, tokenizer, checkpoint = load_plain(config.path)
     write_model(
         config.out,
@@ -202,11 +202,11 @@ def to_gguf(config):
     command += "" if tokenizer.chat_template else ' -no-cnv -p "Once"'
     print(f"{config.out} is written, its matrices in {kind}; to use it: {command}")
     if model.config.mlp == "gelu":
-        print("llama.cpp computes GELU by tanh, this model exactly: they will differ slightly")
+        print("llama.cpp approximates GELU by tanh, this model is exact: they will differ slightly")
 
 
 def to_nanogpt_folder(config):
-    """Write a nanoGPT checkpoint, and for a tokenizer of characters its meta.pkl."""
+    """Write a nanoGPT checkpoint and, for a character tokenizer, its meta.pkl."""
     checkpoint = as_checkpoint(config)
     contents = to_nanogpt(checkpoint)
     with new_folder(config.out) as folder:
@@ -220,30 +220,30 @@ def to_nanogpt_folder(config):
     print(f"{config.out}/{LAST} is written; in nanoGPT: python sample.py --out_dir={config.out}")
     dataset = contents["config"].get("dataset", "NAME")
     if saved.get("kind") == "char":
-        print(f"which looks for the characters in its data/{dataset}: put meta.pkl there")
+        print(f"nanoGPT looks for the characters in its data/{dataset}: put meta.pkl there")
     elif contents["model_args"]["vocab_size"] not in GPT2_VOCAB_SIZES:
-        print("which takes tokens for GPT-2's: the words that it shows will be wrong ones")
+        print("nanoGPT decodes tokens as GPT-2's: the text that it shows will be wrong")
     if "optimizer" not in contents:
-        print("it holds no state of AdamW, so nanoGPT can sample from it, but not resume it")
+        print("it has no AdamW state, so nanoGPT can sample from it, but not resume it")
 
 
 def to_shiftgpt(config):
-    """Write a checkpoint of ours that `train.py --init_from=resume` goes on from."""
+    """Write a ShiftGPT checkpoint that `train.py --init_from=resume` can resume."""
     checkpoint = as_checkpoint(config)
     with new_folder(config.out) as folder:
         save_checkpoint(folder / LAST, checkpoint)
-    if not checkpoint["step"] and "task" not in checkpoint:  # weights alone, to begin with
-        print(f"{config.out} is written; train it on with: python train.py", end=" ")
+    if not checkpoint["step"] and "task" not in checkpoint:  # weights only
+        print(f"{config.out} is written; train it further with: python train.py", end=" ")
         print(f"--init_from={config.out} --out_dir=out/NAME --dataset=NAME")
         return
     script = "finetune.py" if "task" in checkpoint else "train.py"
     data = "" if checkpoint["data"] else " --dataset=NAME"
-    print(f"{config.out} is written; go on with: python {script} --init_from=resume", end=" ")
+    print(f"{config.out} is written; resume with: python {script} --init_from=resume", end=" ")
     print(f"--out_dir={config.out}{data}")
 
 
 def as_checkpoint(config):
-    """The model at `path` as a checkpoint of ours, with settings that a run can go on with."""
+    """The model at `path` as a ShiftGPT checkpoint, with settings that a run can resume with."""
     folder = huggingface_folder(config.path)
     if not folder:
         checkpoint = merged_checkpoint(find_checkpoint(config.path, [LAST, BEST]))
@@ -268,7 +268,7 @@ def as_checkpoint(config):
 
 
 def settings_of_nanogpt(checkpoint, out_dir):
-    """The fields of a `TrainConfig` that mean what the settings in a nanoGPT checkpoint mean."""
+    """The fields of a `TrainConfig` equivalent to the settings in a nanoGPT checkpoint."""
     known = {field.name for field in dataclasses.fields(TrainConfig)} | TRANSLATED.keys()
     words = [
         f"--{name}={value}"
@@ -280,18 +280,18 @@ def settings_of_nanogpt(checkpoint, out_dir):
 
 
 def bos_of(tokenizer, checkpoint):
-    """The token to put before every text, as `sample.py` does; None: there is none."""
+    """The token to put before every text, as `sample.py` does, or None."""
     return tokenizer and token_before(tokenizer, checkpoint["data"].get("train_documents", 0))
 
 
 def use(folder, tokenizer):
-    """How transformers writes text, or answers, with the model in a folder."""
+    """Example code that generates text, or answers, with the model in a folder."""
     converses = tokenizer and tokenizer.chat_template
     return USE.format(folder=folder, inputs=CHAT if converses else TEXT)
 
 
 def card(model, tokenizer, checkpoint, name):
-    """The README.md of a Hugging Face folder: what the model is, and how well it does."""
+    """The README.md of a Hugging Face folder: what the model is, and its results."""
     count = sum(weight.numel() for weight in model.parameters())
     known = checkpoint["train_config"]
     lines = [f"A transformer of {count:,} parameters, made with ShiftGPT."]
@@ -321,7 +321,7 @@ def main():
     except (ValueError, KeyError, TypeError, OSError, RecursionError, SafetensorError) as error:
         raise SystemExit(f"{config.path}: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("\nstopped; nothing was written by half") from None
+        raise SystemExit("\nstopped; no partial output was left") from None
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Turn text into tokens: `python prepare_data.py PATH... --dataset=NAME` writes data/NAME.
 
-Alone it writes data/stories, a generated corpus that needs no connection. The text is gone through
-twice, in pieces, so that its size does not matter: as far as it takes to make the tokenizer and to
-plan the split, then to encode it. The result takes the place of an older data/NAME at the very end,
-or not at all.
+Without arguments it writes data/stories, a generated corpus that needs no connection. The text is
+read twice, in pieces, so its size does not matter: first as far as needed to build the tokenizer
+and plan the split, then to encode it. The result replaces an older data/NAME at the very end, or
+not at all.
 """
 
 import errno
@@ -49,25 +49,25 @@ from support.tokenizer_files import load_tokenizer, may_be_on_the_hub
 DATA = Path("data")
 FORMAT = 1
 TIKTOKEN = ("gpt2", "cl100k_base", "o200k_base")
-# The vocabulary that bpe learns from fewer bytes of text than this (of Chinese, a larger one). A
-# model learns a token by seeing it often, and in a small model the rows of the vocabulary are most
-# of the parameters.
+# (bytes, size): bpe's vocabulary size for text with fewer bytes than this (more for Chinese). A
+# model learns a token by seeing it often, and in a small model the vocabulary's embedding rows are
+# most of the parameters.
 VOCAB_SIZES = ((2_000_000, 1024), (10_000_000, 2048), (float("inf"), 4096))
 FEWEST = VOCAB_SIZES[0][1]
-# Merges are learned from about so much text, taken evenly from all of it: more changes little.
+# Merges are learned from about this much text, sampled evenly from all of it: more changes little.
 TRAINING_BYTES = 100_000_000
-# With fewer documents, whole ones cannot add up to a validation split of the size asked for.
+# With fewer documents, whole documents cannot add up to a validation set of the requested size.
 FEWEST_DOCUMENTS = 100
 # An input and its target: with less there is nothing to train on.
 FEWEST_TOKENS = 2
-# Fingerprints of documents that are remembered, in 32 MB, to find copies.
+# Slots for document hashes, 32 MB in all, to find duplicates.
 REMEMBERED = 2**22
 # One thread encodes about this many characters at a time.
 BATCH_CHARACTERS = 100_000
 MOST_THREADS = 8
 COUNTED_AT_ONCE = 10_000_000
 COLUMNS = 80
-# Options that only some corpora read, and that some do not.
+# Options that some corpora do not read, and options that only some corpora read.
 NOT_READ_BY = {
     "encoding": set(NAMES),
     "field": set(NAMES),
@@ -80,7 +80,7 @@ READ_BY = {
     "language": {"stories"},
     "shards": {"fineweb_edu"},
 }
-# What to train with on these folders of data/; on all others, config/stories.py.
+# The config to train with on these folders of data/; config/stories.py on all others.
 RECIPES = {
     "shakespeare_char": "config/shakespeare_char.py",
     "python": "config/python_code.py",
@@ -95,21 +95,21 @@ class PrepareConfig:
     """Turn text into tokens: data/NAME/train.bin, val.bin and meta.json.
 
     - text: .txt .md .py .jsonl (field `text`), .gz of these, folders, - for stdin
-    - corpora made here: stories (generated), python (the standard library)
-    - corpora to download: shakespeare, tinystories, fineweb_edu (as tokens of GPT-2)
+    - local corpora: stories (generated), python (the standard library)
+    - corpora to download: shakespeare, tinystories, fineweb_edu (as GPT-2 tokens)
     """
 
     paths: Paths = ("stories",)  # text, or the name of a corpus
     dataset: str | None = None  # the folder in data/; None: named after the first path
     tokenizer: str = "bpe"  # bpe char byte gpt2 cl100k_base o200k_base; PATH or hub/NAME of another
-    vocab_size: int | None = None  # of bpe; None: 1024 to 4096 by the size of the text, or more
-    val_fraction: float = 0.1  # share of the text to validate on, unless a corpus has its own
-    encoding: str = "utf-8"  # of text files; older Chinese ones are in gb18030 or cp950
-    field: str = "text"  # of .jsonl: what the field with the text is called
-    megabytes: float = 12.0  # stories: how many to train on
-    seed: int = 1337  # stories: which
-    language: Literal["both", "en", "zh"] = "both"  # stories: told in English, in Chinese
-    shards: int = 10  # fineweb_edu: how many to train on, 1 to 99, 200 MB each
+    vocab_size: int | None = None  # of bpe; None: 1024 to 4096 depending on text size, or more
+    val_fraction: float = 0.1  # share of text for validation, unless the corpus has its own
+    encoding: str = "utf-8"  # of text files; older Chinese files use gb18030 or cp950
+    field: str = "text"  # of .jsonl: the name of the field that holds the text
+    megabytes: float = 12.0  # stories: size of the training text
+    seed: int = 1337  # stories: random seed
+    language: Literal["both", "en", "zh"] = "both"  # stories: English, Chinese or both
+    shards: int = 10  # fineweb_edu: number of training shards, 1 to 99, 200 MB each
 
 
 def main(argv=None):
@@ -139,8 +139,8 @@ def check(config):
         raise ValueError(f"tokenizer={config.tokenizer}: expected {expected}")
     if config.vocab_size is not None and config.tokenizer != "bpe":
         raise ValueError(
-            f"vocab_size={config.vocab_size} goes with --tokenizer=bpe; "
-            f"{config.tokenizer} has the size that it has: leave --vocab_size out"
+            f"vocab_size={config.vocab_size} is only for --tokenizer=bpe; "
+            f"{config.tokenizer} has a fixed size: leave --vocab_size out"
         )
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction={config.val_fraction}: expected more than 0, less than 1")
@@ -158,27 +158,28 @@ def check(config):
     for name, readers in READ_BY.items():
         value = getattr(config, name)
         if value != getattr(PrepareConfig, name) and not readers & set(config.paths):
-            raise ValueError(f"{name}={value} is for {' or '.join(sorted(readers))}: leave it out")
+            only = " or ".join(sorted(readers))
+            raise ValueError(f"{name}={value} is only for {only}: leave it out")
 
 
 def prepare(config):
-    """Write data/NAME from text, and tell what it has become."""
+    """Write data/NAME from text and print a report."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         language = None if config.language == "both" else config.language
         knobs = (config.megabytes, config.seed, language, config.encoding, config.field)
         corpus = open_corpus(config.paths, DATA, scratch, *knobs)
         folder = folder_for(config.dataset or own_name(corpus, config.paths))
-        replaces = ", in the place of an older one" if (folder / "meta.json").exists() else ""
+        replaces = ", replacing an older one" if (folder / "meta.json").exists() else ""
         survey = Counter()
         texts = first_pass(corpus, survey)
         tokenizer = make_tokenizer(config, corpus, texts)
         plan = make_plan(corpus, texts, survey, config.val_fraction)
         if not survey["characters"]:
-            raise ValueError(f"there is no text in {', '.join(config.paths)}: all of it is empty")
+            raise ValueError(f"there is no text in {', '.join(config.paths)}: everything is empty")
         if tokenizer.eot is None and tokenizer.bos is None and survey["documents"] > 1:
-            nothing = "nothing stands between one document and the next"
-            print(f"the tokenizer has no token that ends a text: {nothing}", file=sys.stderr)
+            nothing = "nothing separates one document from the next"
+            print(f"the tokenizer has no end-of-text token: {nothing}", file=sys.stderr)
         tasks = corpus.tasks()
         meta, dropped = write(folder, corpus, tokenizer, plan, tasks)
     print(f"{folder} is ready, after {time.monotonic() - started:.1f} s{replaces}.\n")
@@ -187,27 +188,27 @@ def prepare(config):
 
 
 def own_name(corpus, paths):
-    """What a corpus is called where nobody says; a user's file must not pass for one of ours."""
+    """The default name of a corpus; a user's file must not take that of a named corpus."""
     if corpus.name in NAMES and corpus.name not in paths:
         raise ValueError(
-            f"{paths[0]} would become data/{corpus.name}, which is another corpus' place; "
-            f"give it a name, as in --dataset=my_{corpus.name}"
+            f"{paths[0]} would become data/{corpus.name}, which belongs to another corpus; "
+            f"give it a name, such as --dataset=my_{corpus.name}"
         )
     return corpus.name
 
 
 def folder_for(name):
-    """data/NAME, if that is a name."""
+    """data/NAME; raises ValueError unless NAME is a plain folder name."""
     if name in ("", ".", "..") or Path(name).name != name:
-        raise ValueError(f"dataset={name}: expected a name, as in --dataset=my_text")
+        raise ValueError(f"dataset={name}: expected a name, such as --dataset=my_text")
     return DATA / name
 
 
-# ------------------------------------------------------------------- first pass: count, and learn
+# --------------------------------------------------------------------- first pass: count and learn
 
 
 def first_pass(corpus, survey):
-    """Every piece of text once; on the way it is counted into the Counter `survey`."""
+    """Yield every piece of text once, counting documents and characters in the Counter `survey`."""
     with progress_bar(corpus, "reading") as bar:
         for document, _ in distinct(corpus, survey):
             survey["documents"] += 1
@@ -217,12 +218,12 @@ def first_pass(corpus, survey):
 
 
 def progress_bar(corpus, verb):
-    """A bar over the bytes of the source; none where nobody watches."""
+    """A progress bar over the bytes of the source; hidden if stderr is not a terminal."""
     return tqdm(total=corpus.size, unit="B", unit_scale=True, desc=verb, disable=None, leave=False)
 
 
 def pieces_of(document, bar):
-    """The document's text in pieces that can be encoded one by one."""
+    """The document's text in pieces that can be encoded independently."""
 
     def texts():
         for text, size in document.pieces:
@@ -233,10 +234,10 @@ def pieces_of(document, bar):
 
 
 def distinct(corpus, survey):
-    """(document, its 64-bit fingerprint) for each that has text and is no copy of an earlier one.
+    """Yield (document, its 64-bit hash) for each that has text and is not a copy of an earlier one.
 
-    The table of fingerprints has a fixed size: a document is forgotten when another one takes its
-    place, so that among many millions a copy may slip through.
+    The table of hashes has a fixed size: a document is forgotten when another one takes its slot,
+    so among many millions a copy may slip through.
     """
     seen = np.zeros(REMEMBERED, np.uint64)
     for document in corpus.documents():
@@ -253,17 +254,17 @@ def distinct(corpus, survey):
 
 
 def make_tokenizer(config, corpus, texts):
-    """The tokenizer that the config asks for; one that is to be made has gone through the texts."""
+    """The tokenizer that the config asks for; one that is learned reads the texts."""
     if config.tokenizer == "bpe":
         fitting = next(size for limit, size in VOCAB_SIZES if corpus.size < limit)
         wanted = fitting if config.vocab_size is None else config.vocab_size
         evenly = islice(texts, 0, None, 1 + corpus.size // TRAINING_BYTES)
         tokenizer = train_bpe(evenly, wanted, at_least=config.vocab_size is None)
         if tokenizer.vocab_size < wanted and corpus.size:
-            fewer = f"the vocabulary is not {wanted:,} large"
+            fewer = f"the vocabulary is smaller than {wanted:,}"
             print(f"the text has no more pairs to merge: {fewer}", file=sys.stderr)
         if config.vocab_size is None and tokenizer.vocab_size > 1.5 * wanted and wanted == FEWEST:
-            more = "a model learns more from as little Chinese by characters: --tokenizer=char"
+            more = "with so little Chinese, a model learns more from characters: --tokenizer=char"
             print(more, file=sys.stderr)
         return tokenizer
     if config.tokenizer == "char":
@@ -275,30 +276,30 @@ def make_tokenizer(config, corpus, texts):
     return load_tokenizer(config.tokenizer)
 
 
-# ------------------------------------------------------------------------ what goes to which split
+# ------------------------------------------------------------------------ assigning text to splits
 
 
 @dataclass
 class Plan:
-    """How the text is split, unless its documents say it themselves."""
+    """How the text is split, unless its documents bring their own split."""
 
-    rule: str  # for people
+    rule: str  # in words
     fraction: float
     border: int | None = None  # the character where validation begins; None: by whole documents
 
 
 def make_plan(corpus, texts, survey, fraction):
-    """Whole documents by their fingerprints or, where these are few, the end of the text.
+    """Split by the hash of whole documents or, with few documents, at the end of the text.
 
-    As many more of the texts are surveyed as it takes to tell which.
+    Reads on in `texts` as far as needed to decide which.
     """
     while survey["documents"] < FEWEST_DOCUMENTS and next(texts, None) is not None:
         pass
     if corpus.split_rule:
         return Plan(corpus.split_rule, fraction)
     if survey["documents"] >= FEWEST_DOCUMENTS:
-        return Plan(f"whole documents, by their hash {fraction:.3g} of them for val", fraction)
-    # nanoGPT's formula: its tiny Shakespeare is split the same, to the character.
+        return Plan(f"whole documents by hash, {fraction:.3g} of them for val", fraction)
+    # nanoGPT's formula: tiny Shakespeare is split at the same character.
     border = int(survey["characters"] * (1 - fraction))
     few = f"fewer than {FEWEST_DOCUMENTS} documents"
     return Plan(f"val is the last {fraction:.3g} of the characters ({few})", fraction, border)
@@ -315,7 +316,7 @@ class Piece(NamedTuple):
 
 
 def split_pieces(corpus, plan, survey):
-    """Every piece of text with the split it belongs to and, after each document, its end."""
+    """Yield every piece of text with its split and, after each document, its end."""
     position = 0
     with progress_bar(corpus, "encoding") as bar:
         for document, number in distinct(corpus, survey):
@@ -329,7 +330,7 @@ def split_pieces(corpus, plan, survey):
 
 
 def assign(plan, document, number, position, piece):
-    """The piece as [(split, text)]: two of them where the border runs through it."""
+    """The piece as [(split, text)]; two entries if the border runs through it."""
     if document.split:
         return [(document.split, piece)]
     if plan.border is None:
@@ -339,11 +340,11 @@ def assign(plan, document, number, position, piece):
     return [(split, text) for split, text in halves if text]
 
 
-# --------------------------------------------------------------------- second pass: encode, write
+# ---------------------------------------------------------------------- second pass: encode, write
 
 
 def write(folder, corpus, tokenizer, plan, tasks):
-    """(content of meta.json, what was dropped, in words) of the folder that is then in place."""
+    """Write the data folder; return (content of meta.json, what was dropped, in words)."""
     survey = Counter()
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     tallies = {"train": Counter(), "val": Counter()}
@@ -355,20 +356,20 @@ def write(folder, corpus, tokenizer, plan, tasks):
                 tallies[split].update(tally)
         for split, tally in tallies.items():
             if tally["tokens"] < FEWEST_TOKENS:
-                more = "--megabytes" if corpus.split_rule else "text, or another --val_fraction"
+                more = "--megabytes" if corpus.split_rule else "text or another --val_fraction"
                 raise ValueError(
                     f"there is too little text for two splits: {split} would have "
-                    f"{tally['tokens']} tokens; give more {more}"
+                    f"{tally['tokens']} tokens; use more {more}"
                 )
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         files["meta.json"].write(json.dumps(meta, indent=1).encode())
         write_tasks(folder / "tasks", tasks)
     unknown = sum(tally["unknown"] for tally in tallies.values())
-    return meta, f"{survey['duplicates']:,} copies of documents, {unknown:,} unknown characters"
+    return meta, f"{survey['duplicates']:,} duplicate documents, {unknown:,} unknown characters"
 
 
 def write_tasks(folder, tasks):
-    """Write the examples to fine-tune on, TASK/SPLIT.jsonl; other tasks in the folder stay."""
+    """Write the fine-tuning examples, TASK/SPLIT.jsonl; other tasks in the folder stay."""
     for task, splits in tasks.items():
         with replacing_tree(folder / task) as new:
             for split, examples in splits.items():
@@ -377,7 +378,7 @@ def write_tasks(folder, tasks):
 
 
 def batched(pieces):
-    """The pieces in lists of about BATCH_CHARACTERS."""
+    """Yield the pieces in lists of about BATCH_CHARACTERS characters."""
     batch, size = [], 0
     for piece in pieces:
         batch.append(piece)
@@ -389,7 +390,7 @@ def batched(pieces):
 
 
 def in_order(function, items):
-    """The function's results, worked out by several threads while few items wait."""
+    """Yield function(item) for each item in order, computed by threads with a short queue."""
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque()
@@ -402,9 +403,9 @@ def in_order(function, items):
 
 
 def encode(tokenizer, dtype, batch):
-    """{split: (ids, Counter)} of a list of pieces.
+    """{split: (ids, Counter)} for a list of pieces.
 
-    A document begins and ends with the tokens that the tokenizer has for it.
+    A document begins with the tokenizer's `bos` and ends with its `eot`, if it has them.
     """
     first, last = ([] if t is None else [t] for t in (tokenizer.bos, tokenizer.eot))
     parts, tallies = {"train": [], "val": []}, {"train": Counter(), "val": Counter()}
@@ -425,11 +426,11 @@ def encode(tokenizer, dtype, batch):
 
 
 def as_ids(tokens, tokenizer, dtype):
-    """The tokens in the type of the file; checked, as numpy makes 4,464 of 70,000 in silence."""
+    """The tokens in the dtype of the file; checked, as numpy silently turns 70,000 into 4,464."""
     highest = int(tokens.max(initial=0))
     if highest >= min(tokenizer.vocab_size, np.iinfo(dtype).max + 1):
         raise ValueError(
-            f"the tokenizer gave the id {highest:,}, beyond its own {tokenizer.vocab_size:,} "
+            f"the tokenizer produced the id {highest:,}, beyond its own {tokenizer.vocab_size:,} "
             f"entries or beyond {dtype.name}: it is damaged and cannot be used"
         )
     return tokens.astype(dtype)
@@ -457,18 +458,18 @@ def describe(tokenizer, dtype, splits, source, split_rule):
     return meta | {"tokenizer": tokenizer.to_dict()}
 
 
-# ------------------------------------------------------------- tokens that others have made before
+# ---------------------------------------------------------------- corpora that come as token files
 
 
 def prepare_fineweb_edu(config):
-    """Download FineWeb-Edu as GPT-2's tokens into data/NAME; train.py reads these files as is."""
+    """Download FineWeb-Edu as GPT-2 tokens into data/NAME; train.py reads these files directly."""
     if len(config.paths) > 1 or config.tokenizer not in ("bpe", "gpt2"):
-        raise ValueError("fineweb_edu comes alone, and as tokens of GPT-2: leave --tokenizer out")
+        raise ValueError("fineweb_edu is prepared alone, as GPT-2 tokens: leave --tokenizer out")
     folder = folder_for(config.dataset or "fineweb_edu")
     shards = fineweb_edu_shards(folder, config.shards)
     tokenizer = tiktoken_tokenizer("gpt2")
     splits = {split: tally_shards(files, tokenizer) for split, files in shards.items()}
-    rule = "by its publisher: val is the shard number 0"
+    rule = "by its publisher: val is shard 0"
     meta = describe(tokenizer, np.dtype("<u2"), splits, [FINEWEB_EDU_URL], rule)
     with replacing(folder / "meta.json", "w") as file:
         json.dump(meta, file, indent=1)
@@ -479,17 +480,17 @@ def prepare_fineweb_edu(config):
 
 
 def tally_shards(files, tokenizer):
-    """What meta.json says of a split that lies in these files of llm.c's."""
-    from support.token_files import HEADER_BYTES, open_shard  # which bring torch, and its memory
+    """The entry in meta.json of a split that consists of these llm.c shards."""
+    from support.token_files import HEADER_BYTES, open_shard  # here, as torch takes memory
 
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for file in files:
         tokens = open_shard(file)
         if file.stat().st_size != HEADER_BYTES + 2 * len(tokens):
-            raise ValueError(f"{file} is damaged: delete it and type the same command again")
+            raise ValueError(f"{file} is damaged: delete it and run the same command again")
         for start in range(0, len(tokens), COUNTED_AT_ONCE):
-            some = tokens[start : start + COUNTED_AT_ONCE]
-            counts += np.bincount(some, minlength=len(counts))
+            chunk = tokens[start : start + COUNTED_AT_ONCE]
+            counts += np.bincount(chunk, minlength=len(counts))
     lengths = np.array([len(tokenizer.token_bytes(token)) for token in range(len(counts))])
     lengths[tokenizer.eot] = 0
     return {
@@ -500,16 +501,16 @@ def tally_shards(files, tokenizer):
     }
 
 
-# ------------------------------------------------------------------------------------- the report
+# -------------------------------------------------------------------------------------- the report
 
 
 def first_tokens(path, meta, offset=0):
-    """The first ids of a file of tokens."""
+    """The first ids in a token file."""
     return np.fromfile(path, meta["dtype"], COLUMNS, offset=offset)
 
 
 def report(meta, tokenizer, beginning, dropped, tasks=()):
-    """What has been made, for people, 80 columns wide."""
+    """A summary of the data, 80 columns wide."""
     splits = meta["splits"]
     per_token = splits["train"]["bytes"] / splits["train"]["tokens"]
     rows = {"": f"{'train':>15}{'val':>15}"}
@@ -534,7 +535,7 @@ def report(meta, tokenizer, beginning, dropped, tasks=()):
 
 
 def glimpse(tokens, tokenizer, columns):
-    """The texts of as many tokens as fit on a line, with bars between them."""
+    """The text of as many tokens as fit on a line, separated by bars."""
     line = ""
     for token in tokens:
         part = tokenizer.token_bytes(token).decode("utf-8", "replace").replace("\n", "\\n") + "|"
@@ -545,7 +546,7 @@ def glimpse(tokens, tokenizer, columns):
 
 
 def next_command(name, tokenizer=""):
-    """What to type now, with data of this name in the tokens of a run or of ones that are made."""
+    """The command that trains on this data, from the run whose tokenizer it uses, if any."""
     if name == "stories":
         return "python train.py"
     recipe = RECIPES.get(name)
@@ -558,7 +559,7 @@ def next_command(name, tokenizer=""):
 
 
 def in_quotes(value):
-    """A value as it can be typed into a shell, in quotes only where it needs them."""
+    """The value as it can be typed into a shell, quoted only where needed."""
     if all(character.isalnum() or character in "-_./" for character in value):
         return value
     quote = "'" if set(value) & set('$`\\"!') else '"'

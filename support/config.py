@@ -1,9 +1,9 @@
 """From `python train.py config/x.py --learning_rate=1e-3` to one typed dataclass.
 
-A config file is plain Python. Its public names become options, typed ahead of those on the command
-line: later beats earlier, and a file may compute. Everything here only rewrites the list of
-arguments; tyro parses it. So there is one parser, one kind of error, and one `--help`, made from
-the comments behind the fields.
+A config file is plain Python. Its public names become options, placed before those on the command
+line: later ones win, and a file may compute values. Everything here only rewrites the argument
+list; tyro parses it. So there is one parser, one kind of error, and one `--help`, made from the
+comments behind the fields.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ import tyro
 
 from support.files import until_nobody_reads
 
-# The same under another name, which is taken as ours.
+# Other names that are accepted for our options.
 SAME = {"data": "dataset"}
-# Options of nanoGPT's that have another form here: what each value stands for.
+# nanoGPT's options that have another form here: what each value stands for.
 TRANSLATED = {
     "decay_lr": {
         "True": ["--schedule=cosine"],
@@ -30,13 +30,13 @@ TRANSLATED = {
     },
     "wandb_log": {"True": ["--log_to=wandb"], "False": ["--log_to=file"]},
 }
-# Options of nanoGPT's that nothing depends on any more, and why.
+# nanoGPT's options that are not needed here, and why.
 NOT_NEEDED = {
-    "compile": "text is written without compiling",
+    "compile": "text is generated without compiling",
     "always_save_checkpoint": "the last checkpoint (ckpt.pt) and the best (best.pt) are both kept",
     "backend": "it follows from the device: nccl on CUDA, gloo elsewhere",
 }
-# What other trainers call the same thing.
+# Other trainers' names for our options.
 ELSEWHERE = {
     "lr": "learning_rate",
     "max_steps": "max_iters",
@@ -69,10 +69,10 @@ ELSEWHERE = {
 
 
 def load_config(Config, argv=None, default_file=None, default=None, takes_files=True):
-    """A `Config`: its defaults (or the values of `default`), then files and options as typed.
+    """Build a `Config` from its defaults (or `default`), then config files and options as typed.
 
-    `default_file` is read, and announced, where no file is named. A mistake of the user's ends the
-    program with a message.
+    `default_file` is read, and announced, if no file is named. A user's mistake ends the program
+    with a message.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
@@ -80,17 +80,17 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
     argv = with_values(raw, Config)
     for word in argv:
         if any("\ud800" <= character <= "\udfff" for character in word):
-            raise SystemExit(f"{word!a} is not UTF-8: set the terminal to UTF-8, and type it again")
+            raise SystemExit(f"{word!a} is not UTF-8: set the terminal to UTF-8 and try again")
     files = config_files(argv, Config) if takes_files else {}
     for i in words_alone(argv, Config) if takes_files else []:
         if i not in files:
             if i and argv[i - 1] != raw[i - 1]:
                 raise SystemExit(f"{raw[i - 1]} takes True or False, not {argv[i]}")
-            told = meant_by(argv[i], Config)
-            raise SystemExit(f"{argv[i]} is no option, and no config file{told}")
+            hint = meant_by(argv[i], Config)
+            raise SystemExit(f"{argv[i]} is neither an option nor a config file{hint}")
     typed = typed_options(argv)
     if default_file is not None and not files and not {"-h", "--help"} & set(argv):
-        if typed.get("init_from") != "resume":  # which takes the settings of the run
+        if typed.get("init_from") != "resume":  # which uses the settings of the run
             print(f"no config file named: using {as_typed(default_file)}")
         argv, files = [str(default_file), *argv], {0: str(default_file)}
     knobs = {field.name for field in dataclasses.fields(Config)}
@@ -106,13 +106,13 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
             )
     except SystemExit as stop:
         if stop.code and files:
-            told = ", ".join(files.values())
-            print(f"({told} was read first, then the command line)", file=sys.stderr)
+            names = ", ".join(files.values())
+            print(f"({names} was read first, then the command line)", file=sys.stderr)
         raise
 
 
 def typed_options(argv):
-    """{name: text} of the options, however they are typed: --n_layer=4, --n-layer 4."""
+    """{name: value} of the options, in any notation: --n_layer=4, --n-layer 4."""
     typed = {}
     for word, after in zip(argv, [*argv[1:], "--"]):
         if word.startswith("--"):
@@ -122,7 +122,7 @@ def typed_options(argv):
 
 
 def with_values(argv, Config):
-    """The arguments, where a switch that is typed alone, `--chat`, means `--chat=True`."""
+    """The arguments with a bare switch such as `--chat` written as `--chat=True`."""
     switches = {f"--{field.name}" for field in dataclasses.fields(Config) if field.type is bool}
     followers = [*argv[1:], ""]
     return [
@@ -132,7 +132,7 @@ def with_values(argv, Config):
 
 
 def words_alone(argv, Config):
-    """Where the words are that are neither an option nor a value of one, as in `--start x.py`."""
+    """The positions of words that are neither an option nor a value of one (`--start x.py`)."""
     types = {field.name: field.type for field in dataclasses.fields(Config)}
     alone, room = [], 0  # for values behind the last option
     for i, word in enumerate(with_values(argv, Config)):
@@ -149,32 +149,32 @@ def words_alone(argv, Config):
 
 
 def config_files(argv, Config):
-    """The arguments that name a config file, {place: `config/x.py`}."""
+    """The arguments that name a config file, {position: `config/x.py`}."""
     return {i: argv[i] for i in words_alone(argv, Config) if argv[i].endswith(".py")}
 
 
 def meant_by(word, Config):
-    """What somebody who typed a word alone may have wanted to type."""
+    """A hint at what a word typed without an option may have been meant as."""
     if Path(f"{word}.py").is_file():
         return f"; did you mean {word}.py?"
     if Path(word).is_file():
-        return f"; to make tokens of a text: python prepare_data.py {word} --dataset=NAME"
+        return f"; to tokenise a text: python prepare_data.py {word} --dataset=NAME"
     if "start" in (field.name for field in dataclasses.fields(Config)):
-        return f'; a text to go on from is typed as --start="{word} …"'
+        return f'; to give a prompt: --start="{word} …"'
     return " (see --help)"
 
 
 def options_in(path, typed=None):
     """The public names of a config file, each as an option: [["--n_layer=4"], ["--bias=True"]].
 
-    The file sees the options of the command line as `_typed`, a dict of texts: it may compute some
+    The file sees the command-line options as `_typed`, a dict of strings, so it can compute some
     knobs from another, as config/depth.py does.
     """
     if not Path(path).is_file():
         there = {file.name: file for file in Path(path).parent.glob("*.py")}
         near = difflib.get_close_matches(Path(path).name, there, n=1)
-        told = "".join(f"; did you mean {there[name]}?" for name in near)
-        raise SystemExit(f"there is no config file {path}{told}")
+        hint = "".join(f"; did you mean {there[name]}?" for name in near)
+        raise SystemExit(f"there is no config file {path}{hint}")
     options = []
     for name, value in runpy.run_path(str(path), {"_typed": typed or {}}).items():
         if name.startswith("_") or callable(value) or isinstance(value, ModuleType):
@@ -185,7 +185,7 @@ def options_in(path, typed=None):
 
 
 def translate(option, knobs, where=""):
-    """The words of one option in our terms; other trainers' names are answered with ours."""
+    """The words of one option under our names; exits with our name for another trainer's."""
     name, _, value = option[0].partition("=")
     name = name.lstrip("-").replace("-", "_")
     if name in knobs or not option[0].startswith("--"):
@@ -202,22 +202,22 @@ def translate(option, knobs, where=""):
         return choices[value]
     ours = ELSEWHERE.get(name)
     if ours not in knobs:
-        ours = ELSEWHERE.get(ours)  # train.py counts in updates what finetune.py has in epochs
+        ours = ELSEWHERE.get(ours)  # train.py counts updates, finetune.py epochs
     if ours in knobs:
         raise SystemExit(f"{where}--{name} is called --{ours} here (see --help)")
     near = difflib.get_close_matches(name, knobs, n=1) if name not in ("h", "help") else []
     if near:
-        raise SystemExit(f"{where}--{name} is no option; did you mean --{near[0]}? (see --help)")
+        raise SystemExit(f"{where}--{name} is unknown; did you mean --{near[0]}? (see --help)")
     return option
 
 
 def show_config(config):
-    """Print every knob once: a line for each that differs from its default, then all others."""
+    """Print every knob once: one line for each that differs from its default, then all others."""
     changed, rest = [], []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         (rest if value == field.default else changed).append((field, value))
-    print("settings that differ from the defaults:" if changed else "all settings by default:")
+    print("settings that differ from the defaults:" if changed else "all settings are defaults:")
     width = max((len(field.name) for field, _ in changed), default=0)
     for field, value in changed:
         print(f"  {field.name:<{width}} = {value!s:<18} ({field.default})")
@@ -226,6 +226,6 @@ def show_config(config):
 
 
 def as_typed(path):
-    """A path as a person here would type it."""
+    """The path as a user in this folder would type it."""
     path, here = Path(path), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

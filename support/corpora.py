@@ -1,7 +1,7 @@
-"""Where text comes from: a user's files and folders, standard input, and a few corpora with names.
+"""Where text comes from: a user's files and folders, standard input, and a few named corpora.
 
-A corpus is a way to go through its documents, as often as one likes, without ever holding more than
-a piece of one in memory. Nothing here knows of tokens.
+A corpus iterates over its documents, any number of times, with no more than a piece of one in
+memory. Nothing here knows about tokens.
 """
 
 import codecs
@@ -37,9 +37,9 @@ from support.tokenizer import repair
 NAMES = ("stories", "python", "shakespeare", "tinystories", "fineweb_edu")
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 CHUNK_BYTES = 2**16
-MOST_ENDINGS = 5  # of files that are left out are named
+MOST_ENDINGS = 5  # of skipped files that are listed
 JSON_BEGINS = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"')
-# The mark of UTF-16 is also the beginning of one of UTF-32's.
+# Byte order marks. One of UTF-32's begins with one of UTF-16's, so UTF-32 goes first.
 WIDE_MARKS = {
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -51,8 +51,8 @@ SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-# At this revision the files of Eldan and Li, 2023 (https://arxiv.org/abs/2305.07759) got their
-# encoding mended; they have not changed since.
+# This revision fixed the encoding of the files of Eldan and Li, 2023
+# (https://arxiv.org/abs/2305.07759); they have not changed since.
 TINYSTORIES_URL = (
     "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/"
     "5485261731eaac25dd8e5ebbc3839d0a9870b185"
@@ -66,11 +66,11 @@ TINYSTORIES_SEPARATOR = "<|endoftext|>"
 FINEWEB_EDU_URL = "https://huggingface.co/datasets/kjj0/finewebedu10B-gpt2/resolve/main"
 FINEWEB_EDU_SHARDS = 99
 
-# The held-out stories, as a share of the training stories.
+# Size of the held-out stories, as a share of the training stories.
 STORIES_VAL_SHARE = 0.05
-MEGABYTES_FOR_ALL_TASKS = 12  # with less text to train on come fewer examples to fine-tune on
-NO_TEXT = ("log.jsonl", "predictions.jsonl")  # what train.py and finetune.py leave in a folder
-# Left out of the corpus `python`: tests, what pip installed, and tables written by programs.
+MEGABYTES_FOR_ALL_TASKS = 12  # with less training text there are fewer fine-tuning examples
+NO_TEXT = ("log.jsonl", "predictions.jsonl")  # written by train.py and finetune.py
+# Left out of the corpus `python`: tests, what pip installed, and generated tables.
 NOT_WRITTEN_BY_PEOPLE = {
     *("site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"),
     *("entities.py",),
@@ -79,10 +79,10 @@ NOT_WRITTEN_BY_PEOPLE = {
 
 @dataclass
 class Document:
-    """One text, which can be gone through again and again.
+    """One text, which can be read any number of times.
 
-    `pieces` are pairs (text, bytes of the source that it took). `split` is "train" or "val" where
-    the corpus brings its own split. `bits` is -log2 of a generated text's probability.
+    `pieces` yields pairs (text, number of source bytes). `split` is "train" or "val" if the corpus
+    brings its own split. `bits` is -log2 of a generated text's probability.
     """
 
     pieces: Iterable[tuple[str, int]]
@@ -92,30 +92,30 @@ class Document:
 
 @dataclass
 class Corpus:
-    """Documents, and what is known of them beforehand."""
+    """Documents, and what is known about them in advance."""
 
     name: str
     documents: Callable[[], Iterable[Document]]
     size: int  # bytes of the source, for the progress bar
-    source: list[str]  # for people: the paths or addresses that it came from
-    split_rule: str | None = None  # one sentence, where the corpus brings its own split
-    # {task: {split: examples to fine-tune on}}, where the corpus can tell what is right
+    source: list[str]  # the paths or URLs that it came from, for people
+    split_rule: str | None = None  # one sentence, if the corpus brings its own split
+    # {task: {split: fine-tuning examples}}, if the corpus knows the right answers
     tasks: Callable[[], dict] = dict
 
 
 def open_corpus(paths, data, scratch, megabytes, seed, language, encoding="utf-8", field="text"):
-    """The corpus that the words on the command line stand for.
+    """The corpus that the paths on the command line stand for.
 
-    Downloads stay in the folder `data`; what can be made again lies in `scratch` as long as it is
-    needed. `megabytes`, `seed` and `language` ("en", "zh", None for both) are those of the stories;
-    `encoding` and the `field` of .jsonl those of a user's own files.
-    Raises ValueError for what is not there or holds no text.
+    Downloads stay in the folder `data`; what can be generated again is kept in `scratch` as long as
+    it is needed. `megabytes`, `seed` and `language` ("en", "zh", None for both) apply to stories;
+    `encoding` and the `field` of .jsonl to a user's own files.
+    Raises ValueError for a path that does not exist or contains no text.
     """
     scratch = Path(scratch)
     named = [path for path in paths if path in NAMES]
     if named and len(paths) > 1:
         raise ValueError(
-            f"{named[0]} is a corpus of its own: prepare it apart from the other paths"
+            f"{named[0]} is a corpus of its own: prepare it separately from the other paths"
         )
     if not named:
         return own_files(paths, scratch, encoding, field)
@@ -133,9 +133,9 @@ def open_corpus(paths, data, scratch, megabytes, seed, language, encoding="utf-8
 
 
 def own_files(paths, scratch, encoding="utf-8", field="text"):
-    """The documents of files, of folders and of standard input (`-`)."""
+    """The corpus of the given files, folders and standard input (`-`)."""
     if paths.count("-") > 1:
-        raise ValueError("standard input (-) is named twice, and flows once")
+        raise ValueError("standard input (-) is named twice, but can be read only once")
     files, skipped = [], Counter()
     for path in paths:
         files += [spooled(scratch)] if path == "-" else files_under(Path(path), skipped)
@@ -146,7 +146,7 @@ def own_files(paths, scratch, encoding="utf-8", field="text"):
         print(f"{counts} ({', '.join(endings)})", file=sys.stderr)
     if field != "text" and not any(kind(file) == ".jsonl" for file in files):
         raise ValueError(
-            f"field={field} is for .jsonl, and there is none among these: leave it out"
+            f"field={field} is for .jsonl, and none of these files is one: leave it out"
         )
     first = "stdin" if paths[0] == "-" else name_of(Path(paths[0]).resolve())
     size = sum(map(unpacked_size, files))
@@ -154,13 +154,13 @@ def own_files(paths, scratch, encoding="utf-8", field="text"):
 
 
 def name_of(path):
-    """What its data are called: the name of a folder, or of a file without .txt, .jsonl.gz, …"""
+    """The default dataset name: that of the folder, or of the file without .txt, .jsonl.gz, …"""
     name = path.name[: -len(".gz")] if is_packed(path) else path.name
     return Path(name).stem if kind(name) in SUFFIXES else name
 
 
 def spooled(scratch):
-    """A copy of standard input: text is gone through twice, and a pipe flows once."""
+    """A copy of standard input: text is read twice, and a pipe can be read only once."""
     copy = scratch / "standard input"
     with open(copy, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, CHUNK_BYTES)
@@ -168,28 +168,28 @@ def spooled(scratch):
         if JSON_BEGINS.match(file.read(CHUNK_BYTES)):
             raise ValueError(
                 "standard input is JSON, and would be learned with all its brackets and commas; "
-                "save it as a file NAME.jsonl, and name that"
+                "save it as a .jsonl file, and name that"
             )
     return copy
 
 
 def files_under(path, skipped):
-    """The files of text in a folder and its subfolders, in order; a file stands for itself.
+    """The text files in a folder and its subfolders, in order; a file stands for itself.
 
-    What is no text is counted into the Counter `skipped`, by its suffix or, without one, its name.
+    Other files are counted in the Counter `skipped`, by suffix or, without one, by name.
     """
     if path.is_file() and kind(path.name) in (".json", ".csv", ".tsv", ".xlsx", ".docx", ".pdf"):
         raise ValueError(
             f"{path} is not plain text, and would be learned with all its brackets and commas; "
-            'make it .txt, or .jsonl with {"text": "..."} in each line'
+            'convert it to .txt, or to .jsonl with {"text": "..."} on each line'
         )
     if path.is_file():
         return [path]
     if not path.exists():
-        raise ValueError(f"there is no file or folder {path}; corpora by name: {', '.join(NAMES)}")
+        raise ValueError(f"there is no file or folder {path}; named corpora: {', '.join(NAMES)}")
     if not path.is_dir():
         raise ValueError(
-            f"{path} is neither a file nor a folder; for a pipe, name - (standard input)"
+            f"{path} is neither a file nor a folder; for a pipe, use - (standard input)"
         )
     files = []
     for file in files_in(path):
@@ -199,17 +199,17 @@ def files_under(path, skipped):
         elif file.is_file():
             files.append(file)
         else:
-            raise ValueError(f"{file} is neither a file nor a link to one: take it out")
+            raise ValueError(f"{file} is neither a file nor a link to one: remove it")
     if not files:
-        raise ValueError(f"the folder {path} holds no {', '.join(SUFFIXES)} (or .gz of these)")
+        raise ValueError(f"the folder {path} contains no {', '.join(SUFFIXES)} (or .gz of these)")
     return files
 
 
 def files_in(path, without=frozenset()):
-    """All files in a folder and its subfolders, in order, but hidden ones and prepared data.
+    """Yield all files in a folder and its subfolders, in order, except hidden and prepared ones.
 
-    `without`: names of files and folders to pass over. Links to folders are followed, but to each
-    folder once. Raises ValueError for a folder that cannot be read.
+    `without`: names of files and folders to leave out. Links to folders are followed, but each
+    folder is read once. Raises ValueError for a folder that cannot be read.
     """
 
     def refuse(error):
@@ -234,18 +234,18 @@ def visible(names, without):
 
 
 def is_prepared(folder):
-    """Whether prepare_data.py wrote this folder: tokens, or the examples that lie beside them."""
+    """Whether prepare_data.py wrote this folder: tokens, or the examples beside them."""
     beside = folder.parent if folder.name == "tasks" else folder
     return any(os.path.isfile(place / "train.bin") for place in (folder, beside))
 
 
 def kind(name):
-    """The suffix that tells how to read a file, apart from `.gz`."""
+    """The suffix that determines how a file is read, ignoring `.gz`."""
     return Path(str(name).lower().removesuffix(".gz")).suffix
 
 
 def documents_in(files, encoding="utf-8", field="text"):
-    """One document for each file, and for each line of a .jsonl file."""
+    """Yield one document per file, or per line of a .jsonl file."""
     for file in files:
         if kind(file) == ".jsonl":
             yield from lines_of(file, encoding, field)
@@ -254,7 +254,7 @@ def documents_in(files, encoding="utf-8", field="text"):
 
 
 class TextFile:
-    """A file as pieces of text, read anew each time it is gone through."""
+    """A file as pieces of text, read again on each iteration."""
 
     def __init__(self, path, encoding="utf-8"):
         self.path, self.encoding = path, encoding
@@ -277,12 +277,12 @@ class TextFile:
 
 @contextmanager
 def open_bytes(path):
-    """A file to read from, unpacked if it is a .gz."""
+    """Open a file for reading bytes, unpacked if it is a .gz."""
     try:
         with gzip.open(path) if is_packed(path) else open(path, "rb") as file:
             yield file
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path} is not a whole .gz file ({error})") from error
+        raise ValueError(f"{path} is not a complete .gz file ({error})") from error
 
 
 def is_packed(path):
@@ -290,10 +290,10 @@ def is_packed(path):
 
 
 def unpacked_size(path):
-    """The bytes of a file's content; of a .gz about.
+    """The size of a file's content in bytes; for a .gz, an estimate.
 
-    It says at its end how many, modulo 4 GB and only of its last member: at least they are as many
-    as when packed.
+    A .gz ends with the size of its last member, modulo 4 GB: the estimate is that, but no less than
+    the packed size.
     """
     size = path.stat().st_size
     if not is_packed(path):
@@ -304,22 +304,22 @@ def unpacked_size(path):
 
 
 def is_wide(encoding):
-    """Whether every character takes several bytes, zeros among them."""
+    """Whether every character takes several bytes, which may be zero."""
     return codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
 
 
 def refuse_binary(path, chunk, start):
-    """Raise ValueError for bytes that are no text, as soon as their look gives them away."""
+    """Raise ValueError for bytes that are clearly not text."""
     for name, marks in WIDE_MARKS.items():
         if start == 0 and chunk.startswith(marks):
-            advice = f"save it as UTF-8, or type --encoding={name.lower()}"
+            advice = f"save it as UTF-8, or use --encoding={name.lower()}"
             raise ValueError(f"{path} is {name}; {advice}")
     if b"\0" in chunk:
         raise ValueError(f"{path} is a binary file: byte {start + chunk.index(0):,} is zero")
 
 
 def decode(path, encoding, decoder, chunk, fed, final=False):
-    """The text of the chunk that ends at byte `fed` of the file."""
+    """Decode the chunk that ends at byte `fed` of the file."""
     try:
         return decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
@@ -333,10 +333,10 @@ def decode(path, encoding, decoder, chunk, fed, final=False):
 
 
 def lines_of(path, encoding, field):
-    """The documents of a .jsonl file: a field of each line."""
+    """Yield the documents of a .jsonl file: one field of each line."""
     fed = 0
     if is_wide(encoding):
-        raise ValueError(f"{path}: lines of JSON are not read in {encoding}; save it as UTF-8")
+        raise ValueError(f"{path}: .jsonl in {encoding} is not supported; save it as UTF-8")
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             refuse_binary(path, line, fed)
@@ -349,7 +349,7 @@ def lines_of(path, encoding, field):
 
 
 def text_field(path, number, line, field):
-    """The text of one line of JSON."""
+    """The text in one line of JSON."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -361,22 +361,22 @@ def text_field(path, number, line, field):
             found = str(text)[:40]
         raise ValueError(
             f'{path}, line {number}: expected {{"{field}": "..."}}, found {found or "nothing"}; '
-            "another field with text is named by --field=THEIRS"
+            "if the text is in another field, use --field=NAME"
         )
-    return repair(text).replace("\r\n", "\n").replace("\r", "\n")  # as in a file of text
+    return repair(text).replace("\r\n", "\n").replace("\r", "\n")  # as in a text file
 
 
-# ---------------------------------------------------------------------------- corpora with a name
+# ---------------------------------------------------------------------------------- named corpora
 
 
 def stories(megabytes, seed, language, scratch):
-    """Generated stories: `megabytes` of them for training, and held-out ones to validate."""
-    from support.stories import floor_bits_per_byte, generate  # late: tests put others in place
+    """Generated stories: `megabytes` of them for training, and held-out ones for validation."""
+    from support.stories import floor_bits_per_byte, generate  # here, as tests replace it
 
-    told = scratch / "stories.jsonl"
+    generated = scratch / "stories.jsonl"
     size = int(megabytes * 1e6 * (1 + STORIES_VAL_SHARE))
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc="telling", disable=None, leave=False)
-    with open(told, "w", encoding="utf-8") as file, bar:
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc="generating", disable=None, leave=False)
+    with open(generated, "w", encoding="utf-8") as file, bar:
         for split, share in (("train", 1.0), ("val", STORIES_VAL_SHARE)):
             left = megabytes * 1e6 * share
             for story in generate(seed, held_out=split == "val", language=language):
@@ -389,7 +389,7 @@ def stories(megabytes, seed, language, scratch):
                 bar.update(n_bytes)
 
     def documents():
-        with open(told, encoding="utf-8") as file:
+        with open(generated, encoding="utf-8") as file:
             for text, n_bytes, split, bits in map(json.loads, file):
                 yield Document([(text, n_bytes)], split, bits)
 
@@ -410,7 +410,7 @@ def standard_library():
         files = [file for file in files_in(root, NOT_WRITTEN_BY_PEOPLE) if kind(file) == ".py"]
     if not files:
         raise ValueError(
-            "this Python keeps no source of its standard library; try the corpus stories"
+            "this Python has no source code of its standard library; try the corpus stories"
         )
 
     def documents():
@@ -434,7 +434,7 @@ def shakespeare(raw):
 
 
 def tinystories(raw):
-    """Eldan and Li's two million stories by GPT-3.5 and GPT-4, 1.9 GB, split by them."""
+    """Eldan and Li's two million stories by GPT-3.5 and GPT-4, 1.9 GB, with their own split."""
     files = {
         name: download(f"{TINYSTORIES_URL}/{name}", Path(raw, name), sha256)
         for name, sha256 in TINYSTORIES_SHA256.items()
@@ -450,7 +450,7 @@ def tinystories(raw):
 
 
 def separated(file, split):
-    """The documents between the separators of a file."""
+    """Yield the documents between the separators of a file."""
     rest = ""
     for text, _ in TextFile(file):
         *whole, rest = (rest + text).split(TINYSTORIES_SEPARATOR)
@@ -462,7 +462,7 @@ def separated(file, split):
 
 
 def fineweb_edu_shards(folder, n_shards):
-    """FineWeb-Edu's files, {"train": [...], "val": [...]}: downloads of 100 million tokens each."""
+    """Download FineWeb-Edu, {"train": [...], "val": [...]}: files of 100 million tokens each."""
     if not 1 <= n_shards <= FINEWEB_EDU_SHARDS:
         raise ValueError(f"shards={n_shards}: expected 1 to {FINEWEB_EDU_SHARDS}")
     names = {
@@ -479,14 +479,14 @@ def fineweb_edu_shards(folder, n_shards):
 
 
 def download(url, path, sha256=None):
-    """The file at `url`, as `path`: fetched once, and where that broke off, from there on.
+    """Download `url` to `path`, unless it exists; an interrupted download is resumed.
 
-    Raises ValueError where nothing more comes, or where the content is not what it should be.
+    Raises ValueError if no more data arrives, or if the content does not match `sha256`.
     """
     if path.exists():
         return path
     part = path.with_name(path.name + ".part")
-    complete, reason = False, "the connection broke off"
+    complete, reason = False, "the connection was lost"
     while not complete:
         before = size_of(part)
         try:
@@ -495,25 +495,23 @@ def download(url, path, sha256=None):
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             reason = getattr(error, "reason", "") or error
-        # As long as each try brings something, another one is worth it.
+        # As long as each attempt makes progress, another one is worth it.
         if not complete and size_of(part) <= before:
             kept = (
-                f"{before / 1e6:,.1f} MB are kept: type the same command to go on. "
+                f"{before / 1e6:,.1f} MB are kept: run the same command to resume. "
                 if before
                 else ""
             )
             raise ValueError(f"{url} could not be downloaded ({reason}). {kept}{OFFLINE}")
     if sha256 and sha256_of(part) != sha256:
         part.unlink()
-        raise ValueError(
-            f"{url} came damaged, or has changed: its sha256 is not {sha256}; try again"
-        )
+        raise ValueError(f"{url} is damaged or has changed: its sha256 is not {sha256}; try again")
     os.replace(part, path)
     return path
 
 
 def fetch_rest(url, part):
-    """Append to `part` what it lacks of the file at `url`; True if it is complete now."""
+    """Append to `part` what is missing of the file at `url`; True if it is now complete."""
     have = size_of(part)
     headers = {"User-Agent": "shiftgpt"} | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(url, headers=headers)
@@ -524,9 +522,9 @@ def fetch_rest(url, part):
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return True
-        part.unlink()  # more than the whole file: it was the beginning of another one
+        part.unlink()  # longer than the whole file: it was the start of another one
         return fetch_rest(url, part)
-    # A server that does not know ranges sends everything again, with status 200.
+    # A server without range support sends everything again, with status 200.
     resumed = response.status == HTTPStatus.PARTIAL_CONTENT
     have = have if resumed else 0
     total = have + int(response.headers.get("Content-Length", 0))

@@ -1,6 +1,6 @@
-"""Files that are either whole or not there: nothing a user made is ever half-written.
+"""Atomic writes: a file is either complete or unchanged, never half-written.
 
-And JSON, text in other encodings than UTF-8, and a pipe that nobody reads any more.
+Also JSON, text in encodings other than UTF-8, and pipes that nobody reads any more.
 """
 
 import codecs
@@ -17,10 +17,10 @@ from secrets import token_hex
 
 @contextmanager
 def replacing(path, mode="wb"):
-    """A file to write to that takes the place of `path` only once it is complete and on disk.
+    """Open a file for writing that replaces `path` only once it is complete and on disk.
 
-    An error, a full disk or Ctrl-C on the way leaves the old `path` as it was. Of several processes
-    that write to `path` at the same time, each has a file of its own.
+    An error, a full disk or Ctrl-C leaves the old `path` unchanged. Each of several processes that
+    write to `path` at the same time has its own temporary file.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{token_hex(4)}.tmp")
@@ -36,10 +36,10 @@ def replacing(path, mode="wb"):
 
 @contextmanager
 def replacing_files(folder, *names):
-    """{name: file to write to}; all of them take their places in `folder` together.
+    """Open files for writing, {name: file}, that replace those in `folder` together.
 
-    An error or Ctrl-C on the way leaves the older files as they were, and no folder where there was
-    none. The first name is the last to appear: where it is, the others belong to it.
+    An error or Ctrl-C leaves the old files unchanged, and no new folder. The first name appears
+    last: while it exists, the others belong to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
@@ -59,12 +59,12 @@ def replacing_files(folder, *names):
     finally:
         shutil.rmtree(new, ignore_errors=True)
         for left in (old, aside, folder):
-            with suppress(OSError):  # a folder that holds something refuses
+            with suppress(OSError):  # a folder that is not empty stays
                 left.rmdir()
 
 
 def rename_all(moves):
-    """Rename the files, pairs of (path, new path), in this order; an error undoes all of it."""
+    """Rename files, pairs (path, new path), in this order; an error undoes all of it."""
     try:
         for path, new_path in moves:
             os.replace(path, new_path)
@@ -76,36 +76,36 @@ def rename_all(moves):
 
 
 def read_json(path):
-    """The object in a JSON file; raises ValueError where it holds none, OSError without a file."""
+    """The object in a JSON file; raises ValueError if it is not one, OSError without a file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is JSON, but no object in braces")
+        raise ValueError(f"{path} is JSON, but not an object in braces")
     return content
 
 
 def must_be_new(path):
-    """`path` as a Path; exits where there is a file or a folder that is not empty."""
+    """`path` as a Path; exits if it is a file or a folder that is not empty."""
     path = Path(path)
     if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise SystemExit(f"{path} is there already and is left as it is; choose another --out")
+        raise SystemExit(f"{path} already exists and is left as it is; choose another --out")
     return path
 
 
 @contextmanager
 def new_folder(path):
-    """A folder to write into that becomes `path` once it is complete; exits if there is one."""
+    """A folder to write into that becomes `path` once complete; exits if `path` is not new."""
     with replacing_tree(must_be_new(path)) as folder:
         yield folder
 
 
 @contextmanager
 def replacing_tree(path):
-    """A folder to write into that takes the place of `path` once it is complete.
+    """A folder to write into that replaces `path` once it is complete.
 
-    An error or Ctrl-C on the way leaves the old `path` as it was.
+    An error or Ctrl-C leaves the old `path` unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def replacing_tree(path):
 
 @contextmanager
 def until_nobody_reads():
-    """A context that exits quietly when the reader of a pipe, such as `head`, has had enough."""
+    """Exit quietly when the reader of a pipe, such as `head`, closes it."""
     try:
         yield
         sys.stdout.flush()
@@ -135,55 +135,55 @@ def until_nobody_reads():
 
 
 def fall_silent():
-    """Send what is printed from now on nowhere: whoever read it has gone."""
+    """Discard whatever is printed from now on: the reader is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --------------------------------------------------------------------------------------- encodings
 
-# Of Chinese in its two ways of writing, characters that no page of it does without.
+# Characters that occur on any page of Chinese, simplified or traditional.
 COMMON = frozenset(
     "的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年這來國個說們為時過後對會沒"
 )
 WESTERN = "windows-1252"
-OTHERS = "gb18030", "cp950", WESTERN  # what text that is not UTF-8 is likely to be in
+OTHERS = "gb18030", "cp950", WESTERN  # the likely encodings of text that is not UTF-8
 TWO_CHINESE = re.compile("[\u4e00-\u9fff]{2}")
 
 
 def check_encoding(encoding):
-    """Exit where Python knows no encoding of that name."""
+    """Exit if Python does not know the encoding."""
     try:
         "".encode(encoding)
     except (LookupError, UnicodeError):
         raise SystemExit(
-            f"encoding={encoding}: expected utf-8, or one such as {', '.join(OTHERS)}"
+            f"encoding={encoding}: expected utf-8 or another, such as {', '.join(OTHERS)}"
         ) from None
 
 
 def with_mark(encoding):
-    """The encoding, of which UTF-8 may begin with a byte order mark."""
+    """The encoding, where UTF-8 becomes the variant that accepts a byte order mark."""
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
 def advice_on_encoding(chunk, encoding, is_cut_off=False):
-    """What to do where some bytes of a file are not in the encoding that was expected.
+    """What to do about bytes of a file that are not in the expected encoding.
 
-    is_cut_off: they are what is left of a character at the end of the file.
+    is_cut_off: they are an incomplete character at the end of the file.
     """
     without = f"iconv -c -f {encoding} -t utf-8 OLD > NEW"
     if is_cut_off:
-        return f"the file ends in the middle of a character; to leave that out: {without}"
+        return f"the file ends in the middle of a character; to drop it: {without}"
     text = chunk.decode(encoding, "replace")
     broken, likely = text.count("\ufffd"), likely_encoding(chunk)
     if sum(not character.isascii() for character in text) > 10 * broken:
-        return f"a few bytes are broken, the others are not; to leave those out: {without}"
+        return f"a few bytes are broken, the others are not; to drop them: {without}"
     if likely == encoding:
         return "save it as UTF-8"
-    return f"save it as UTF-8, or type what it is in, perhaps --encoding={likely}"
+    return f"save it as UTF-8, or name its encoding, perhaps --encoding={likely}"
 
 
 def likely_encoding(chunk):
-    """What bytes that are not UTF-8 are likely to be in: the one that makes common characters."""
+    """The likely encoding of bytes that are not UTF-8: the one that yields common characters."""
     found = {}
     for encoding in OTHERS[:2]:
         text = chunk.decode(encoding, "replace")

@@ -1,4 +1,4 @@
-"""A model and its tokenizer as one GGUF file, which llama.cpp, Ollama and LM Studio run.
+"""Write a model and its tokenizer as one GGUF file, for llama.cpp, Ollama and LM Studio.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -15,9 +15,9 @@ from support.tokenizer import GPT2_PATTERN
 from support.tokenizer_files import DIGITS_PATTERN, as_text, merges_of
 from support.weights import GGUF, GGUF_GPT2, place_of, put
 
-FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers for them
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's codes
 BLOCK = 32  # numbers that share a scale in q8_0
-# llama.cpp has the patterns that split a text into words built in, under these names.
+# The patterns that split a text into words are built into llama.cpp, under these names.
 NEWER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,10 +31,10 @@ PATTERNS = {
 
 
 def write_gguf(path, model, tokenizer, kind="f16", bos=None):
-    """Write one file; kind is that of its matrices, one of FILE_TYPES; bos is as in `write_model`.
+    """Write the file; kind is the type of its matrices, one of FILE_TYPES; bos as in `write_model`.
 
-    Raises Unfit for a model or a tokenizer that llama.cpp does not know. It computes GELU by tanh
-    (`mlp=gelu_tanh`), also where a model was trained with the exact one.
+    Raises Unfit for a model or tokenizer that llama.cpp does not support. llama.cpp computes GELU
+    by tanh (`mlp=gelu_tanh`), even if a model was trained with the exact one.
     """
     try:
         import gguf
@@ -62,7 +62,7 @@ def write_gguf(path, model, tokenizer, kind="f16", bos=None):
 
 
 def describe_model(writer, config, name, kind):
-    """The numbers that shape the model, under GGUF's keys."""
+    """Write the model's hyperparameters, under GGUF's keys."""
     writer.add_name(name)
     writer.add_file_type(FILE_TYPES[kind])
     writer.add_vocab_size(config.vocab_size)
@@ -83,13 +83,13 @@ def describe_model(writer, config, name, kind):
 
 
 def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
-    """The vocabulary, its merges and what its special tokens are for."""
+    """Write the vocabulary, its merges and the roles of its special tokens."""
     if tokenizer is None:
         raise Unfit("it has no tokenizer, without which llama.cpp cannot run it")
     if tokenizer.kind in ("char", "byte"):
-        raise Unfit(f"llama.cpp has no tokenizer of single {tokenizer.kind}s; --tokenizer=bpe has")
+        raise Unfit(f"llama.cpp has no tokenizer of single {tokenizer.kind}s; use --tokenizer=bpe")
     if tokenizer.pattern not in PATTERNS:
-        raise Unfit("its tokenizer splits a text into words by a pattern that llama.cpp lacks")
+        raise Unfit("its tokenizer splits text into words by a pattern unknown to llama.cpp")
     special = {i: text for text, i in tokenizer.special_tokens.items()}
     spare = {i: f"[PAD{i}]" for i in range(vocab_size)}  # rows of the model without a token
     ordinary = {i: as_text(part) for part, i in tokenizer.ranks.items()}
@@ -114,7 +114,7 @@ def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
 
 
 def add_tensor(writer, name, numbers, kind, gguf):
-    """Add an array in `kind`; what is small or sensitive stays float32, as llama.cpp wants it."""
+    """Add an array in `kind`; small or sensitive ones stay float32, as llama.cpp expects."""
     quantization = gguf.GGMLQuantizationType[kind.upper()]
     if numbers.ndim < 2 or name.startswith("position_embd"):
         quantization = gguf.GGMLQuantizationType.F32
@@ -126,14 +126,14 @@ def add_tensor(writer, name, numbers, kind, gguf):
 def interleaved(weight, head_channels):
     """Rows of queries or keys in the order in which llama.cpp pairs them for the rotation.
 
-    Ours turns channel i with i + D/2, as Hugging Face does, theirs 2i with 2i + 1.
+    We rotate channel i with i + D/2, as Hugging Face does; llama.cpp 2i with 2i + 1.
     """
     heads = weight.unflatten(0, (-1, 2, head_channels // 2))  # (H, 2, D/2, C)
     return heads.transpose(1, 2).flatten(0, 2)  # (H·D, C)
 
 
 def slowed(config):
-    """How many times slower each pair of channels turns than without `rope_scaling`: (D/2,)."""
+    """How many times slower `rope_scaling` rotates each pair of channels: (D/2,)."""
     plain = rotary_frequencies(config.head_channels, config.rope_theta)
     scaled = rotary_frequencies(config.head_channels, config.rope_theta, config.rope_scaling)
     return (plain / scaled).to(torch.float32)

@@ -1,7 +1,7 @@
-"""Models as Hugging Face keeps them: a folder with config.json, model.safetensors, tokenizer.json.
+"""Hugging Face's model folders: config.json, model.safetensors, tokenizer.json.
 
-Read are GPT-2, Llama, Mistral, SmolLM, Qwen 2 and Qwen 3; written is what a model of ours equals of
-them. Nothing is done approximately: what one side cannot express is refused by name.
+We read GPT-2, Llama, Mistral, SmolLM, Qwen 2 and Qwen 3, and write a model of ours as the one that
+it equals. Nothing is approximated: what one side cannot express is refused by name.
 """
 
 import json
@@ -20,8 +20,8 @@ from support.tensor_files import INDEX, WHOLE, TensorFiles
 from support.tokenizer_files import read_tokenizer, tokenizer_files
 from support.weights import GPT2, LLAMA, assembled, parameter_shapes, place_of, put, take
 
-SHARD_BYTES = 5_000_000_000  # a file of weights is at most about so long
-# In older files, tensors that are no weights: they follow from the config.
+SHARD_BYTES = 5_000_000_000  # about the maximum size of a file of weights
+# Tensors in older files that are not weights: they follow from the config.
 COMPUTED = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
 COPIES = ["consolidated*"]  # the same weights again, in Mistral's own format
 HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "*.jinja"]
@@ -30,17 +30,17 @@ LLAMA3_KEYS = "factor", "low_freq_factor", "high_freq_factor", "original_max_pos
 
 
 class Unfit(ValueError):
-    """A model that the other side has no equal for; the message says in what."""
+    """A model that the other side cannot express; the message says why."""
 
 
 # ------------------------------------------------------------------------------ reading a folder
 
 
 def read_model(folder, dtype=torch.float32):
-    """(model, tokenizer or None) of a folder, the weights in `dtype`; None: as they are stored.
+    """Read (model, tokenizer or None) from a folder, the weights in `dtype` (None: as stored).
 
-    One tensor is read after the other, so that the memory needed is the model's. Exits, saying what
-    does not fit, rather than load something else.
+    Tensors are read one at a time, so the memory needed is the model's. Exits with a message about
+    what does not fit, rather than load something else.
     """
     folder = Path(folder)
     with mistakes_told(folder):
@@ -49,18 +49,18 @@ def read_model(folder, dtype=torch.float32):
         files = TensorFiles(folder)
         if config.n_layer > len(files):
             raise Unfit(
-                f"its config.json has {config.n_layer} layers, its files {len(files)} tensors"
+                f"its config.json has {config.n_layer} layers, but its files {len(files)} tensors"
             )
         tokenizer = read_tokenizer(folder)
         if tokenizer and tokenizer.vocab_size > config.vocab_size:
-            raise Unfit(f"{tokenizer.vocab_size} tokens, and {config.vocab_size} rows for them")
+            raise Unfit(f"{tokenizer.vocab_size} tokens, but {config.vocab_size} rows for them")
         weights = read_weights(files, config, modules, dtype)
         return assembled(config, weights).eval(), tokenizer
 
 
 @contextmanager
 def mistakes_told(folder):
-    """A context that exits with one sentence where a folder cannot be read."""
+    """Exit with a one-sentence message if a folder cannot be read."""
     try:
         yield
     except KeyError as error:
@@ -72,14 +72,14 @@ def mistakes_told(folder):
 
 
 def read_weights(files, config, modules, dtype):
-    """Our name -> tensor for every parameter of a model: nothing missing, surplus or misshapen."""
+    """Our name -> tensor for every parameter: none missing, unexpected or of another shape."""
     shapes = parameter_shapes(config)
     places = places_of(shapes, modules)
     stored = with_first_word(files, modules)
     needed = {place.name for place in places.values()}
     surplus = {name for name in stored if not COMPUTED.fullmatch(name)} - needed
     surplus -= {"lm_head.weight"} if config.tie_weights else set()
-    for what, names in (("missing", needed - set(stored)), ("not known", surplus)):
+    for what, names in (("missing", needed - set(stored)), ("unexpected", surplus)):
         if names:
             listed = ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
             raise Unfit(f"{len(names)} of its tensors are {what}: {listed}")
@@ -88,22 +88,22 @@ def read_weights(files, config, modules, dtype):
         tensor = take(files[stored[place.name]], place)
         if tuple(tensor.shape) != shapes[name]:
             raise Unfit(
-                f"{place.name} has the wrong shape: it makes {name} {tuple(tensor.shape)}, and by "
+                f"{place.name} has the wrong shape: it makes {name} {tuple(tensor.shape)}, but by "
                 f"its config.json that is {shapes[name]}"
             )
         if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise Unfit(f"{place.name} is {tensor.dtype}: quantised weights are not read")
+            raise Unfit(f"{place.name} is {tensor.dtype}: quantised weights are not supported")
         weights[name] = tensor.to(dtype or tensor.dtype, copy=True).contiguous()
     return weights
 
 
 def places_of(names, modules):
-    """Our name -> its `Place` in Hugging Face's files, where GPT-2's matrices lie on their side."""
+    """Our name -> its `Place` in Hugging Face's files, where GPT-2's matrices are transposed."""
     return {name: place_of(name, modules, transposed=modules is GPT2) for name in names}
 
 
 def with_first_word(names, modules):
-    """Full name -> name in the files, where the first word may be missing, as in the hub's gpt2."""
+    """Full name -> name in the files, which may lack the first word, as in the hub's gpt2."""
     first = modules["blocks"].split(".")[0] + "."
     if any(name.startswith(first) for name in names):
         return {name: name for name in names}
@@ -114,21 +114,21 @@ def with_first_word(names, modules):
 
 
 def model_config(content):
-    """(ModelConfig, table of names) for a config.json."""
+    """(ModelConfig, table of module names) for a config.json."""
     family = content.get("model_type")
     if family == "gpt2":
         return gpt2_config(content), GPT2
     if family in ("llama", "mistral", "qwen2", "qwen3"):
         return llama_config(content, family), LLAMA
-    raise Unfit(f"it is a {family!r}; known are gpt2, llama, mistral, qwen2 and qwen3")
+    raise Unfit(f"it is a {family!r}; supported are gpt2, llama, mistral, qwen2 and qwen3")
 
 
 def expect(content, **known):
-    """Refuse a config.json in which one of these keys has another value than the known ones."""
+    """Raise Unfit if one of these keys in config.json has a value other than the known ones."""
     for key, values in known.items():
         if content.get(key, values[0]) not in values:
-            told = " or ".join(map(repr, values))
-            raise Unfit(f"it has {key}={content[key]!r}, and only {told} is known here")
+            listed = " or ".join(map(repr, values))
+            raise Unfit(f"it has {key}={content[key]!r}, and only {listed} is supported")
 
 
 def gpt2_config(content):
@@ -164,7 +164,7 @@ def llama_config(content, family):
     )
     context = content["max_position_embeddings"]
     if family == "mistral" and (content.get("sliding_window") or context) < context:
-        raise Unfit(f"it has sliding_window={content['sliding_window']}, which is not known here")
+        raise Unfit(f"it has sliding_window={content['sliding_window']}, which is not supported")
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     expect({"rope_type": kind} | rope, rope_type=("default", "llama3"), partial_rotary_factor=(1,))
@@ -191,7 +191,7 @@ def llama_config(content, family):
 
 
 def their_config(config):
-    """(config.json's content, table of names) for a `ModelConfig`; raises Unfit where none fits."""
+    """(config.json, table of module names) for a `ModelConfig`; raises Unfit if none fits."""
     as_gpt2 = dict(norm=["layernorm"], position=["learned"], mlp=["gelu_tanh", "gelu"])
     as_gpt2 |= dict(qk_norm=[False], n_kv_head=[None, config.n_head], qkv_bias=[None, config.bias])
     as_gpt2 |= dict(head_size=[None, config.n_embd // config.n_head])
@@ -211,7 +211,7 @@ def their_config(config):
     if not misfits[1]:
         return llama_content(config), LLAMA
     raise Unfit(
-        "no architecture of Hugging Face's computes what this model does. One trained with "
+        "no Hugging Face architecture computes what this model does. One trained with "
         f"{' '.join(min(misfits, key=len))} could be written; config/llama_tiny.py is an example"
     )
 
@@ -270,10 +270,10 @@ def llama_content(config):
 def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
     """Write `model` and its tokenizer as a new folder that transformers, vLLM and llama.cpp read.
 
-    dtype is that of the written weights, None: as they are. bos is the id of a token to put before
-    every text, card the text of README.md. What is written ends with a text, and where the
-    tokenizer has a chat template with a turn. Raises Unfit where no architecture fits. The folder
-    appears when it is whole, or not at all.
+    dtype: that of the written weights (None: as they are); bos: id of a token to put before every
+    text; card: the text of README.md. Generation ends with a text and, if the tokenizer has a chat
+    template, with a turn. Raises Unfit if no architecture fits. The folder appears complete, or not
+    at all.
     """
     content, modules = their_config(model.config)
     weights = weights_to_write(model, content["model_type"])
@@ -282,7 +282,7 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
     eos = tokenizer and final_token(tokenizer)
     ids = {"bos_token_id": bos, "eos_token_id": eos}
     ends = [eos, tokenizer.eot] if tokenizer and tokenizer.eot not in (None, eos) else eos
-    content |= ids | {"dtype": name, "torch_dtype": name}  # the second for transformers before 5
+    content |= ids | {"dtype": name, "torch_dtype": name}  # the latter for transformers < 5
     places = places_of(weights, modules)
     with new_folder(folder) as part:
         save_shards(part, ((name, t.to(dtype)) for name, t in put(weights, places)))
@@ -296,7 +296,7 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
 
 
 def weights_to_write(model, family):
-    """Our name -> tensor of all that a file holds: a tied head only once, GPT-2's biases always."""
+    """Our name -> tensor to write: a tied head only once, GPT-2's biases always."""
     weights = model.state_dict()
     if model.config.tie_weights:
         del weights["head.weight"]
@@ -304,7 +304,7 @@ def weights_to_write(model, family):
 
 
 def missing_biases(weights):
-    """A zero for each bias that GPT-2 has and these weights do not, by our names."""
+    """Zeros for each bias that GPT-2 has and these weights do not, by our names."""
     zeros = {}
     for name, weight in weights.items():
         bias = name.removesuffix("weight") + "bias"
@@ -315,13 +315,13 @@ def missing_biases(weights):
 
 
 def save_shards(folder, tensors):
-    """Write (name, tensor) pairs as one file of weights, or as several and an index."""
+    """Write (name, tensor) pairs as one file of weights, or as several with an index."""
     shards, part, size, total = [], {}, 0, 0
 
     def write_part():
         file = folder / part_name(len(shards) + 1)
         save_file(part, file, metadata={"format": "pt"})
-        file.chmod(0o644)  # safetensors lets nobody else read it
+        file.chmod(0o644)  # safetensors makes it readable by the owner only
         shards.append(list(part))
 
     for name, tensor in tensors:
@@ -343,7 +343,7 @@ def save_shards(folder, tensors):
 
 
 def part_name(i, of=0):
-    """The file of the i-th shard, as all readers expect it."""
+    """The file name of the i-th shard, as all readers expect it."""
     return f"model-{i:05}-of-{of:05}.safetensors"
 
 
@@ -356,19 +356,19 @@ def save_json(path, content):
 
 
 def from_hub(name):
-    """The folder of a model on the hub, downloaded once; the download goes on where it broke."""
+    """The folder of a model on the hub, downloaded once; an interrupted download is resumed."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise SystemExit(
-            f"there is no {name} here; to take a model of that name from Hugging Face's hub: "
+            f"there is no {name} here; to download a model of that name from Hugging Face's hub: "
             "pip install huggingface_hub"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=COPIES))
-    except Exception as error:  # many kinds, of several libraries, all about the connection
+    except Exception as error:  # of many types, from several libraries, all about the connection
         raise SystemExit(
-            f"{name} is neither a file or folder here nor could it be had from Hugging Face's hub "
-            f"({type(error).__name__}). Look for a typing error, or connect and type it again: a "
-            "download goes on where it broke"
+            f"{name} is not a file or folder here, and could not be downloaded from Hugging Face's "
+            f"hub ({type(error).__name__}). Check the spelling and the connection, and try again: "
+            "an interrupted download is resumed"
         ) from None

@@ -1,7 +1,7 @@
-"""nanoGPT's checkpoints, read and written.
+"""Read and write nanoGPT's checkpoints.
 
-Its `ckpt.pt` has GPT-2's weights under GPT-2's names, upright, and AdamW's memory by number: first
-the matrices, then the vectors, each in the order of the weights.
+Its `ckpt.pt` has GPT-2's weights under GPT-2's names, not transposed, and AdamW's state by index:
+first the matrices, then the vectors, each in the order of the weights.
 """
 
 from pathlib import Path
@@ -13,14 +13,14 @@ from support.tokenizer_files import tokenizer_from_nanogpt
 from support.weights import CHANGEABLE, GPT2, averaged, parameter_shapes, place_of, put, take
 
 SHAPE = "n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"
-MOMENTS = "exp_avg", "exp_avg_sq"  # what AdamW remembers of a weight, each of its shape
+MOMENTS = "exp_avg", "exp_avg_sq"  # AdamW's state of a weight, each of its shape
 
 
 def from_nanogpt(contents, path):
-    """What nanoGPT's checkpoint says in the form of ours: weights, optimizer, step, best loss.
+    """A nanoGPT checkpoint in the form of ours: weights, optimizer, step, best loss.
 
     `train_config` stays nanoGPT's. The tokenizer is that of a meta.pkl beside the checkpoint or in
-    the data folder that it names; otherwise None. Raises KeyError or ValueError for what is none.
+    the data folder that it names, or None. Raises KeyError or ValueError for anything else.
     """
     config = ModelConfig(**{name: contents["model_args"][name] for name in SHAPE})
     theirs = {name.removeprefix("_orig_mod."): w for name, w in contents["model"].items()}
@@ -56,7 +56,7 @@ def from_nanogpt(contents, path):
 
 
 def tokenizer_near(path, dataset):
-    """What a meta.pkl says that lies where nanoGPT's users have theirs; None: there is none."""
+    """The tokenizer of a meta.pkl where nanoGPT's users have it; None: there is none."""
     folders = path.parent, path.parent.parent / "data" / dataset, Path("data") / dataset
     for folder in folders:
         if (folder / "meta.pkl").is_file():
@@ -65,20 +65,20 @@ def tokenizer_near(path, dataset):
 
 
 def to_nanogpt(checkpoint):
-    """The contents of a `ckpt.pt` for nanoGPT: to sample, and with AdamW's memory to go on from.
+    """The contents of a `ckpt.pt` for nanoGPT: to sample from and, with AdamW's state, to resume.
 
-    Raises ValueError, with the knobs to train with, for a model that nanoGPT does not know.
+    Raises ValueError, with the knobs to train with, for a model that nanoGPT does not support.
     """
     config = ModelConfig(**checkpoint["model_config"])
     usual = ModelConfig(**{name: getattr(config, name) for name in SHAPE})
-    same = *CHANGEABLE, "init", "ngram_rows"  # whatever these are, it computes the same
+    same = *CHANGEABLE, "init", "ngram_rows"  # these do not change what it computes
     strange = [
         f"--{name}={value}"
         for name, value in vars(usual).items()
         if name not in same and value != getattr(config, name)
     ]
     if strange:
-        raise ValueError(f"nanoGPT knows only models trained with {' '.join(strange)}")
+        raise ValueError(f"nanoGPT only supports models trained with {' '.join(strange)}")
     weights = averaged(checkpoint)
     places = {name: place_of(name, GPT2) for name in weights if name != "head.weight"}
     model = dict(put(weights, places))
@@ -95,7 +95,7 @@ def to_nanogpt(checkpoint):
 
 
 def adamw(model, places, memory, known):
-    """{"optimizer": …} as nanoGPT's AdamW loads it; {} where another one trained the weights."""
+    """{"optimizer": …} as nanoGPT's AdamW loads it; {} if another optimizer trained the weights."""
     names = in_groups(model)
     members = {}
     for ours, place in places.items():
@@ -118,6 +118,6 @@ def adamw(model, places, memory, known):
 
 
 def in_groups(weights):
-    """Names of weights in the order of nanoGPT's optimizer: matrices first, the head left out."""
+    """Weight names in the order of nanoGPT's optimizer: matrices first, without the head."""
     names = [name for name in weights if name != "lm_head.weight"]
     return sorted(names, key=lambda name: weights[name].dim() < 2)

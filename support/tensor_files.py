@@ -1,6 +1,6 @@
 """Files of named tensors, read one tensor at a time: .safetensors, sharded or not, and .bin or .pt.
 
-Whatever is in them, nothing in them is executed.
+Nothing in them is ever executed.
 """
 
 import pickle
@@ -16,10 +16,10 @@ WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "py
 
 
 class TensorFiles:
-    """The tensors of a file, or of the weights in a Hugging Face folder, by name."""
+    """The tensors in a file, or in the weights of a Hugging Face folder, by name."""
 
     def __init__(self, path):
-        """Raises OSError, ValueError or SafetensorError for what is no such file."""
+        """Raises OSError, ValueError or SafetensorError if `path` is not such a file."""
         path = Path(path)
         if path.is_dir():
             self.file_of = files_in(path)
@@ -41,26 +41,26 @@ class TensorFiles:
 
 
 def files_in(folder):
-    """Name of a tensor -> the file that it is in, for the weights in a folder."""
+    """Tensor name -> file, for the weights in a folder."""
     if (folder / WHOLE).is_file():
         return dict.fromkeys(names_in(folder / WHOLE), folder / WHOLE)
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict):
-            raise ValueError(f"{INDEX} has no weight_map, which tells where each tensor is")
+            raise ValueError(f"{INDEX} has no weight_map, which says where each tensor is")
         outside = [name for name in index.values() if Path(name).name != name or "\\" in name]
         if outside:
-            raise ValueError(f"{INDEX} points out of the folder, to {outside[0]!r}")
+            raise ValueError(f"{INDEX} points outside the folder, to {outside[0]!r}")
         promised = {name: folder / file for name, file in index.items()}
         for file in sorted(set(promised.values())):
-            there = set(names_in(file))
-            lost = [name for name in promised if promised[name] == file and name not in there]
+            found = set(names_in(file))
+            lost = [name for name in promised if promised[name] == file and name not in found]
             if lost:
-                raise ValueError(f"{file.name} lacks {lost[0]}, which {INDEX} promises")
+                raise ValueError(f"{file.name} lacks {lost[0]}, which {INDEX} lists")
         return promised
     if (folder / PICKLED).is_file():
         return dict.fromkeys(names_in(folder / PICKLED), folder / PICKLED)
-    raise ValueError(f"no weights are in it: neither {WHOLE} nor {INDEX} nor {PICKLED}")
+    raise ValueError(f"it has no weights: neither {WHOLE} nor {INDEX} nor {PICKLED}")
 
 
 def names_in(file):
@@ -73,14 +73,14 @@ def names_in(file):
 
 @cache
 def unpickled(file):
-    """The tensors of a file that torch.save wrote, left on disk; anything else is refused."""
+    """The tensors in a torch.save file, memory-mapped; anything else is refused."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise ValueError(f"{file.name} would execute code: refused, nothing was executed") from None
     except (RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0][:100]
-        raise ValueError(f"{file.name} is no file of tensors ({reason})") from None
+        raise ValueError(f"{file.name} is not a file of tensors ({reason})") from None
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(f"{file.name} holds something else than named tensors")
+        raise ValueError(f"{file.name} contains something other than named tensors")
     return content

@@ -1,8 +1,8 @@
-"""Token files, opened for training: ours, nanoGPT's, llm.c's or modded-nanogpt's.
+"""Open token files for training: ours, nanoGPT's, llm.c's or modded-nanogpt's.
 
-`data/<name>/` holds `train.bin` and `val.bin` (ids without a header) and `meta.json`; or shards
-with headers, `*_train_*.bin` and `*_val_*.bin`. The files are mapped, not read: a batch touches
-only the pages that it needs.
+`data/<name>/` contains `train.bin` and `val.bin` (ids without a header) and `meta.json`; or shards
+with headers, `*_train_*.bin` and `*_val_*.bin`. The files are memory-mapped: a batch reads only the
+pages that it needs.
 """
 
 import json
@@ -16,18 +16,18 @@ import torch
 from support.tokenizer import fingerprint, tokenizer_from_dict
 from support.tokenizer_files import tokenizer_from_nanogpt
 
-# llm.c's shards begin with 256 int32: a magic number, a version, the number of tokens.
+# llm.c's shards begin with 256 int32: a magic number, a version, the number of tokens, …
 HEADER_BYTES = 1024
 MAGIC_DTYPES = {20240520: "<u2", 20240801: "<u4"}
-NANOGPT_VOCAB_SIZE = 50304  # what nanoGPT assumes where a folder says nothing
+NANOGPT_VOCAB_SIZE = 50304  # nanoGPT's default if a folder does not give one
 
 
 @dataclass
 class Tokens:
-    """One split: its shards, each an array of ids that lies on disk."""
+    """One split: its shards, each a memory-mapped array of ids."""
 
     shards: list
-    bytes_per_token: float | None  # of the text they stand for, UTF-8; None: not known
+    bytes_per_token: float | None  # of the text in UTF-8; None: unknown
 
     def __len__(self):
         return sum(len(shard) for shard in self.shards)
@@ -35,23 +35,23 @@ class Tokens:
 
 @dataclass
 class Dataset:
-    """A folder's two splits and what is known of them."""
+    """A folder's two splits and what is known about them."""
 
     path: Path
     train: Tokens
     val: Tokens
     vocab_size: int
-    tokenizer: object | None  # None: the folder does not say; GPT-2's then, as in nanoGPT
+    tokenizer: object | None  # None: not in the folder; GPT-2's is assumed, as in nanoGPT
     documents: int = 1  # in the training split, as far as is known
-    floor: float | None = None  # bits per byte that no model can go below, where that is known
+    floor: float | None = None  # bits per byte that no model can go below, if known
 
     @property
     def eot(self):
-        """The token that ends a document; None where it is not known."""
+        """The token that ends a document; None if unknown."""
         return self.tokenizer and self.tokenizer.eot
 
     def describe(self):
-        """What a checkpoint keeps of its data: enough to notice when they have changed."""
+        """What a checkpoint records about its data: enough to notice when they have changed."""
         return {
             "dataset": str(self.path),
             "train_tokens": len(self.train),
@@ -62,7 +62,7 @@ class Dataset:
 
 
 def open_dataset(name):
-    """The data of `data/<name>`, or of the folder `name` itself; exits with the command to type."""
+    """Open `data/<name>`, or the folder `name` itself; or exit with the command that makes it."""
     path = Path("data") / name
     if not path.is_dir() and Path(name).is_dir():
         path = Path(name)
@@ -73,15 +73,15 @@ def open_dataset(name):
     if Path(name).is_file():
         short = Path(name).name.split(".")[0]
         raise SystemExit(
-            f"dataset={name} is a file. Make tokens of it: python prepare_data.py {name} "
-            f"--dataset={short}, then type --dataset={short}"
+            f"dataset={name} is a file. Tokenise it: python prepare_data.py {name} "
+            f"--dataset={short}, then use --dataset={short}"
         )
-    raise SystemExit(f"there is no data in {path}; make it with: {how_to_make(name)}")
+    raise SystemExit(f"there is no data in {path}; prepare it with: {how_to_make(name)}")
 
 
 def how_to_make(name):
-    """The command that makes the data of this name."""
-    from support.corpora import NAMES  # which nobody waits for but who has made a mistake
+    """The command that prepares the dataset `name`."""
+    from support.corpora import NAMES  # here, as it is needed only after a mistake
 
     if name == "shakespeare_char":
         return "python prepare_data.py shakespeare --dataset=shakespeare_char --tokenizer=char"
@@ -90,22 +90,22 @@ def how_to_make(name):
 
 
 def open_prepared(path):
-    """A folder that `prepare_data.py` wrote, checked against its meta.json."""
+    """Open a folder that `prepare_data.py` wrote, checked against its meta.json."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         tokenizer = tokenizer_from_dict(meta["tokenizer"])
-        told_of = {split: meta["splits"][split] for split in ("train", "val")}
+        counts = {split: meta["splits"][split] for split in ("train", "val")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SystemExit(
-            f"{path}/meta.json is damaged ({error!r}); make the data anew with prepare_data.py"
+            f"{path}/meta.json is damaged ({error!r}); prepare the data again with prepare_data.py"
         ) from None
     splits = {}
-    for split, told in told_of.items():
-        if "files" in told:
-            shards = [open_shard(path / file) for file in told["files"]]
+    for split, count in counts.items():
+        if "files" in count:
+            shards = [open_shard(path / file) for file in count["files"]]
         else:
-            shards = [open_ids(path / f"{split}.bin", meta["dtype"], told["tokens"])]
-        splits[split] = Tokens(shards, told["bytes"] / max(told["tokens"], 1))
+            shards = [open_ids(path / f"{split}.bin", meta["dtype"], count["tokens"])]
+        splits[split] = Tokens(shards, count["bytes"] / max(count["tokens"], 1))
     return Dataset(
         path,
         splits["train"],
@@ -118,25 +118,25 @@ def open_prepared(path):
 
 
 def open_ids(file, dtype, n):
-    """The n ids of a file without a header."""
+    """The n ids in a file without a header."""
     dtype = np.dtype(dtype).newbyteorder("<")
     size = file.stat().st_size if file.is_file() else 0
     if size != n * dtype.itemsize:
         raise SystemExit(
-            f"{file} has {size:,} bytes where meta.json says {n * dtype.itemsize:,}: it is not "
-            f"whole; make it anew with prepare_data.py --dataset={file.parent.name}"
+            f"{file} has {size:,} bytes, but by meta.json {n * dtype.itemsize:,}: it is not "
+            f"complete; prepare it again with prepare_data.py --dataset={file.parent.name}"
         )
     return np.memmap(file, dtype=dtype, mode="r").view(np.ndarray)
 
 
 def open_foreign(path):
-    """A folder of nanoGPT's, llm.c's or modded-nanogpt's."""
+    """Open a folder from nanoGPT, llm.c or modded-nanogpt."""
     splits = {}
     for split in ("train", "val"):
         files = sorted({*path.glob(f"{split}.bin"), *path.glob(f"*_{split}_*.bin")})
         if not files:
             raise SystemExit(
-                f"{path} has no {split}.bin and no *_{split}_*.bin; make them with: "
+                f"{path} has no {split}.bin and no *_{split}_*.bin; prepare them with: "
                 f"{how_to_make(path.name)}"
             )
         splits[split] = Tokens([open_shard(file) for file in files], None)
@@ -151,7 +151,7 @@ def open_foreign(path):
 
 
 def open_shard(file):
-    """The ids of one file, with llm.c's header or, as in nanoGPT, without any."""
+    """The ids in one file, with llm.c's header or, as in nanoGPT, without one."""
     size = file.stat().st_size
     header = np.fromfile(file, dtype="<i4", count=3)
     dtype = MAGIC_DTYPES.get(int(header[0])) if len(header) == 3 else None
@@ -159,8 +159,8 @@ def open_shard(file):
         return np.memmap(file, dtype=dtype, mode="r", offset=HEADER_BYTES).view(np.ndarray)
     if dtype:
         raise SystemExit(
-            f"{file} is damaged: its header tells of {header[2]:,} tokens, which are not there; "
-            "delete it, and make or download it again"
+            f"{file} is damaged: it does not have the {header[2]:,} tokens of its header; "
+            "delete it, and prepare or download it again"
         )
     if size == 0 or size % 2:
         raise SystemExit(f"{file} has {size} bytes: not a file of 16-bit tokens")
@@ -170,7 +170,7 @@ def open_shard(file):
 class Windows:
     """A split cut into windows of `length` tokens, each beginning `stride` after the one before.
 
-    Where they are `movable`, each shard may be cut from a later token on, with as many windows.
+    If `movable`, the cuts of each shard may start at a later token, giving as many windows.
     """
 
     def __init__(self, tokens, stride, length, movable=True):
@@ -184,13 +184,13 @@ class Windows:
         return int(self.ends[-1])
 
     def spread(self, n):
-        """The numbers of `n` windows, spread evenly over the split."""
+        """The indices of `n` windows, spread evenly over the split."""
         return np.arange(n) * len(self) // n
 
     def read(self, numbers, offset=0.0):
-        """The windows of these numbers as a block (len(numbers), length) of tokens.
+        """The windows with these indices as a block (len(numbers), length) of tokens.
 
-        offset, 0 ≤ offset < 1, moves the cuts by that share of the slack.
+        offset, 0 ≤ offset < 1, shifts the cuts by that share of the slack.
         """
         block = np.empty((len(numbers), self.length), np.int64)
         for row, number in enumerate(numbers):
@@ -201,9 +201,9 @@ class Windows:
         return block
 
     def shuffled(self, numbers, seed):
-        """Windows of an endless reading: each once per epoch, every epoch in a new order and cut.
+        """Windows of an endless stream: each once per epoch, shuffled and cut anew every epoch.
 
-        A pure function of `numbers` and `seed`, whoever asks and whenever.
+        A pure function of `numbers` and `seed`: any process gets the same windows at any time.
         """
         block = np.empty((len(numbers), self.length), np.int64)
         epochs, places = np.divmod(numbers, len(self))
@@ -216,11 +216,11 @@ class Windows:
 
 
 def permuted(numbers, n, key):
-    """Where a permutation of 0…n-1, one of many that `key` chooses from, puts each of `numbers`.
+    """Apply to each of `numbers` a pseudorandom permutation of 0…n-1, selected by `key`.
 
     A Feistel network (Luby and Rackoff, 1988): halves of the bits are mixed into each other, which
-    can be undone and so never sends two numbers to one place. What lands outside goes round again.
-    It takes no memory, however large n.
+    is invertible, so no two numbers collide. Results outside 0…n-1 are permuted again.
+    It needs no memory, however large n is.
     """
     half = max(1, math.ceil(math.log2(n) / 2))
     rounds = np.random.SeedSequence(key).generate_state(4, np.uint64)

@@ -1,8 +1,8 @@
 """Text to token ids and back: by characters, by bytes, by byte-pair encoding (ours and others').
 
-A byte-pair encoding starts from the 256 bytes and owns a list of merges: "these two neighbours
-become one new token". Learning them is `train_bpe`, and worth reading; applying them is left to
-`tiktoken`. Zero merges is the byte tokenizer; GPT-2's 50,000 are the same class with more entries.
+A byte-pair encoding starts from the 256 bytes and has a list of merges: "these two neighbours
+become one new token". `train_bpe` learns them, and is worth reading; applying them is left to
+`tiktoken`. With no merges it is the byte tokenizer; GPT-2's 50,000 use the same class.
 """
 
 import base64
@@ -22,31 +22,31 @@ from tiktoken_ext import openai_public
 
 # The last ids of every tokenizer made here. No text is ever encoded as one of them.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# What ends a document in other people's vocabularies, the likeliest first.
+# What ends a document in other vocabularies, the most likely first.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
-GPT2_VOCAB_SIZES = 50257, 50304  # GPT-2's tokens, and the rows that nanoGPT rounds them up to
+GPT2_VOCAB_SIZES = 50257, 50304  # GPT-2's tokens, and what nanoGPT rounds them up to
 
-# GPT-2's idea of a word: merges never reach from one word into the next.
+# GPT-2's definition of a word: merges never cross from one word into the next.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# The same as tiktoken writes it.
+# The same pattern in tiktoken's notation.
 SAME_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# tiktoken's regular expressions give up near a million blanks in a row: text goes there in pieces.
-# Small ones: with many of megabytes, the heap frays and a large text takes ever more memory.
+# tiktoken's regular expressions fail near a million spaces in a row: text is passed in pieces.
+# Small ones: many pieces of megabytes fragment the heap, and a large text takes ever more memory.
 PIECE_CHARACTERS = 100_000
-# Where no split pattern joins what stands before and after; the search runs from right to left.
+# Places that no split pattern joins across; the search runs from right to left.
 SEAM = regex.compile(r"(?r)\S |[\p{L}\p{N}]\n|[\u4e00-\u9fa5][，。！？；：、]")
 
-# Merges are learned from the most frequent words, up to this many bytes of different ones. English
-# loses nothing by it; Chinese, whose words have no blanks between them, 2 % of its compression:
-# with more it does better, and training takes longer in proportion.
+# Merges are learned from the most frequent words, up to this many bytes of distinct words. English
+# loses nothing; Chinese, which has no spaces between words, loses 2 % of its compression: more
+# bytes improve it, and training takes proportionally longer.
 DISTINCT_WORD_BYTES = 300_000
-SHORT_TEXT_TOKENS = 1024  # suit a short English text
-OFTEN = 10  # occurrences of a character for which a token of its own pays
-# At this many different words the rarer half is forgotten: memory stays bounded.
+SHORT_TEXT_TOKENS = 1024  # suits a short English text
+OFTEN = 10  # occurrences from which a character deserves its own token
+# Above this many distinct words the rarer half is dropped, so memory is bounded.
 COUNTED_WORDS = 200_000
-# Longer words (a row of dashes, a base64 block) are learned from in parts of this many characters.
+# Longer words (a row of dashes, a base64 block) are learned in parts of this many characters.
 WORD_CHARACTERS = 64
 
 CODE_POINTS = 0x110000
@@ -71,23 +71,23 @@ class CharTokenizer:
         self.table[code_points(characters)] = np.arange(len(characters))
 
     def encode(self, text):
-        """The ids, uint32 (T,). Raises ValueError that shows each character it does not know."""
+        """The ids, uint32 (T,). Raises ValueError that lists all unknown characters."""
         tokens = self.table[code_points(text)]
         if (tokens == UNKNOWN).any():
             unknown = ", ".join(map(repr, sorted(set(text) - set(self.characters))))
             raise ValueError(
-                f"this tokenizer has no {unknown}: it knows the {len(self.characters)} characters "
-                "that it was made from and no others. Leave those out, or prepare the data with "
-                "--tokenizer=byte or --tokenizer=bpe, which know every text"
+                f"this tokenizer has no {unknown}: it has only the {len(self.characters)} "
+                "characters of its training text. Leave those out, or prepare the data with "
+                "--tokenizer=byte or --tokenizer=bpe, which can encode any text"
             )
         return tokens
 
     def encode_all(self, parts):
-        """The ids of many texts in a row, uint32; a number among them is a token as it is."""
+        """The concatenated ids of many texts, uint32; an int among them is a token id."""
         return one_by_one(self, parts)
 
     def known(self, text):
-        """The text without the characters that `encode` would refuse."""
+        """The text without the characters that `encode` would reject."""
         is_known = self.table[code_points(text)] != UNKNOWN
         if is_known.all():
             return text
@@ -100,7 +100,7 @@ class CharTokenizer:
         return self.texts.get(int(token), "").encode("utf-8", "replace")
 
     def to_dict(self):
-        """Everything there is to know, JSON-able."""
+        """The whole tokenizer, JSON-able."""
         return {
             "kind": self.kind,
             "characters": self.characters,
@@ -111,7 +111,7 @@ class CharTokenizer:
 class BytePairTokenizer:
     """Bytes joined by merges: ours, tiktoken's and Hugging Face's byte-level vocabularies.
 
-    `ranks` maps the bytes of each token to its id; of two possible merges the lower id goes first.
+    `ranks` maps the bytes of each token to its id; of two possible merges, the lower id goes first.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class BytePairTokenizer:
         self.special_tokens = special_tokens
         self.pattern = GPT2_PATTERN if pattern == SAME_PATTERN else pattern
         self.eot = eot
-        self.form = form  # Unicode's normal form that text is brought to first, such as "NFC"
-        self.bos = bos  # what every text begins with, such as Llama's <|begin_of_text|>
-        self.chat_template = chat_template  # how Hugging Face writes a conversation, in Jinja
-        self.ordinary = frozenset(ordinary)  # special tokens that a text may hold: Qwen 3's <think>
+        self.form = form  # Unicode normal form applied to text first, such as "NFC"
+        self.bos = bos  # id that every text begins with, such as Llama's <|begin_of_text|>
+        self.chat_template = chat_template  # Hugging Face's format of conversations, in Jinja
+        self.ordinary = frozenset(ordinary)  # special tokens allowed in text: Qwen 3's <think>
         self.bytes_of = {i: part for part, i in ranks.items()}
         self.bytes_of |= {i: text.encode() for text, i in special_tokens.items()}
         self.vocab_size = max(self.bytes_of) + 1
@@ -143,25 +143,25 @@ class BytePairTokenizer:
         )
 
     def encode(self, text):
-        """The ids, uint32 (T,). Text that looks like a special token stays text."""
+        """The ids, uint32 (T,). Text that looks like a special token is encoded as text."""
         parts = [self.encode_piece(piece) for piece in cut([text])]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 
     def encode_all(self, parts):
-        """The ids of many texts in a row, uint32; a number among them is a special token.
+        """The concatenated ids of many texts, uint32; an int among them is a special token's id.
 
-        Texts that such a token parts are encoded together with it: a thread in `tiktoken` is free
-        of Python, and one that comes back has to wait its turn.
+        Texts separated by such a token are encoded in one call: a thread in `tiktoken` runs without
+        the GIL, and has to wait for it on return.
         """
         runs = [[]]
         for part in parts:
             if isinstance(part, str) and runs[-1] and isinstance(runs[-1][-1], str):
-                runs.append([])  # two texts in a row are not one
+                runs.append([])  # adjacent texts are not one text
             runs[-1].append(part)
         return np.concatenate([self.encode_run(run) for run in runs])
 
     def encode_run(self, parts):
-        """The ids of texts with special tokens between them."""
+        """The ids of texts separated by special tokens."""
         shown = {p: self.token_bytes(p).decode() for p in parts if not isinstance(p, str)}
         joined = "".join(self.normal(p) if isinstance(p, str) else shown[p] for p in parts)
         allowed = self.ordinary.union(shown.values())
@@ -170,7 +170,7 @@ class BytePairTokenizer:
         )
         if all(np.count_nonzero(tokens == p) == parts.count(p) for p in shown):
             return tokens
-        return one_by_one(self, parts)  # a text speaks of such a token, and does not mean it
+        return one_by_one(self, parts)  # a text contains such a token as plain text
 
     def normal(self, text):
         return unicodedata.normalize(self.form, text) if self.form else text
@@ -184,18 +184,18 @@ class BytePairTokenizer:
             return self.encoding.encode_to_numpy(repair(text), **special)
 
     def known(self, text):
-        """The text itself: no character is unknown to bytes."""
+        """The text itself: bytes can encode every character."""
         return text
 
     def decode(self, tokens):
-        """The text; bytes that are not UTF-8, such as half a character, become U+FFFD."""
+        """The text; bytes that are not UTF-8, such as an incomplete character, become U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
     def token_bytes(self, token):
         return self.bytes_of.get(int(token), b"")
 
     def to_dict(self):
-        """Everything there is to know, JSON-able; the ranks as in tiktoken's own files."""
+        """The whole tokenizer, JSON-able; the ranks are in tiktoken's file format."""
         ranks = sorted(self.ranks.items(), key=lambda item: item[1])
         rest = {"bos": self.bos, "chat_template": self.chat_template}
         rest["ordinary"] = sorted(self.ordinary) or None
@@ -210,7 +210,7 @@ class BytePairTokenizer:
 
 
 def one_by_one(tokenizer, parts):
-    """What `encode_all` gives, text by text."""
+    """The result of `encode_all`, computed text by text."""
     none = np.zeros(0, np.uint32)
     encoded = (
         tokenizer.encode(part) if isinstance(part, str) else np.array([part], np.uint32)
@@ -223,18 +223,18 @@ def one_by_one(tokenizer, parts):
 
 
 def train_bpe(texts, vocab_size, at_least=False, distinct_word_bytes=DISTINCT_WORD_BYTES):
-    """A byte-pair encoding learned from the texts, with `vocab_size` tokens in all.
+    """Learn a byte-pair encoding from the texts, with `vocab_size` tokens in total.
 
-    These are the 256 bytes, the merges and the special tokens. A short text may run out of pairs
-    to merge: then there are fewer. `at_least`: there may be more, a token for each character that
-    is frequent beside the 1,024 that suit a short English text. Raises ValueError where not even
-    the bytes fit.
+    These are the 256 bytes, the merges and the special tokens. If a short text runs out of pairs to
+    merge, there are fewer. `at_least`: there may be more, one for each frequent non-ASCII character
+    on top of the 1,024 that suit a short English text. Raises ValueError if `vocab_size` is too
+    small for the bytes and special tokens.
     """
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special "
-            f"tokens make {smallest}, each merge one more; --vocab_size=1024 suits a small text"
+            f"tokens make {smallest}, and each merge adds one; --vocab_size=1024 suits a small text"
         )
     counted = count_words(texts)
     if at_least:
@@ -247,7 +247,7 @@ def train_bpe(texts, vocab_size, at_least=False, distinct_word_bytes=DISTINCT_WO
 
 
 def count_words(texts):
-    """How often each word occurs: Counter of str."""
+    """Count the words: Counter of str."""
     split = regex.compile(GPT2_PATTERN)
     words = Counter()
     for text in texts:
@@ -260,7 +260,7 @@ def count_words(texts):
 
 
 def frequent_characters(words):
-    """How many characters outside of ASCII occur often enough to be learned."""
+    """The number of non-ASCII characters that occur often enough to be learned."""
     counts = Counter()
     for word, count in words.items():
         if not word.isascii():
@@ -270,10 +270,10 @@ def frequent_characters(words):
 
 
 def by_frequency(words):
-    """Pairs (word, count), the most frequent first and equals in alphabetical order.
+    """Pairs (word, count), most frequent first, ties in alphabetical order.
 
-    But those that occur once, as most Chinese words do (what stands between two commas), are
-    shuffled by a hash: where not all are taken, all letters are to have their share.
+    Words that occur once, as most Chinese ones do (text between two commas), are shuffled by a hash
+    instead: if not all are used, every initial letter gets its share.
     """
 
     def place(item):
@@ -284,7 +284,7 @@ def by_frequency(words):
 
 
 def most_frequent(words, most_bytes):
-    """As many of the most frequent words, as bytes, as fit into `most_bytes`: dict of counts."""
+    """The most frequent words, as bytes, that fit into `most_bytes`: Counter of bytes."""
     kept, size = Counter(), 0
     for word, count in by_frequency(words):
         word = word.encode("utf-8", "replace")
@@ -296,10 +296,10 @@ def most_frequent(words, most_bytes):
 
 
 def learn_merges(words, n_merges):
-    """The merges as pairs of ids: each time the pair of neighbours that is then most frequent.
+    """The merges as pairs of ids; each merges the pair of neighbours that is then most frequent.
 
-    Sennrich et al., 2016, https://arxiv.org/abs/1508.07909. Of equally frequent pairs the one with
-    the lower ids wins. Only the words that hold the merged pair are counted again.
+    Sennrich et al., 2016, https://arxiv.org/abs/1508.07909. Of equally frequent pairs, the one with
+    lower ids wins. Only words that contain the merged pair are recounted.
     """
     counts = list(words.values())
     words = [list(word) for word in words]
@@ -315,7 +315,7 @@ def learn_merges(words, n_merges):
     merges = []
     while heap and len(merges) < n_merges:
         count, pair = heapq.heappop(heap)
-        # A count in the heap may be out of date, then it is too high: the pair has to queue again.
+        # A stale count in the heap is too high: push the pair again with its current count.
         if -count != pair_counts[pair]:
             if pair_counts[pair] > 0:
                 heapq.heappush(heap, (-pair_counts[pair], pair))
@@ -338,7 +338,7 @@ def learn_merges(words, n_merges):
 
 
 def merge(word, pair, token):
-    """The word with every occurrence of the pair, from left to right, replaced by the token."""
+    """Replace every occurrence of the pair in the word, from left to right, by the token."""
     merged, i = [], 0
     while i < len(word):
         if word[i] == pair[0] and i + 1 < len(word) and word[i + 1] == pair[1]:
@@ -350,11 +350,11 @@ def merge(word, pair, token):
     return merged
 
 
-# ------------------------------------------------------------------------------ making tokenizers
+# ---------------------------------------------------------------------------- creating tokenizers
 
 
 def char_tokenizer(texts):
-    """One token for every different character of the texts, in the order of their code points."""
+    """A tokenizer with one token for each distinct character of the texts, in code point order."""
     seen = np.zeros(CODE_POINTS, bool)
     for text in texts:
         seen[code_points(text)] = True
@@ -363,12 +363,12 @@ def char_tokenizer(texts):
 
 
 def byte_tokenizer():
-    """The 256 bytes of UTF-8 and no merges: knows every text and needs no training."""
+    """A tokenizer of the 256 bytes, without merges: encodes any text and needs no training."""
     return own_tokenizer("byte", [bytes([i]) for i in range(256)])
 
 
 def own_tokenizer(kind, parts):
-    """The byte-pair tokenizer whose tokens are the `parts`, then our special tokens."""
+    """The byte-pair tokenizer whose tokens are `parts`, followed by our special tokens."""
     special_tokens = numbered(SPECIAL_TOKENS, start=len(parts))
     return BytePairTokenizer(kind, numbered(parts), special_tokens, eot=len(parts))
 
@@ -378,17 +378,17 @@ def numbered(things, start=0):
 
 
 def tiktoken_tokenizer(name):
-    """OpenAI's gpt2, cl100k_base or o200k_base; tiktoken downloads each once and keeps it."""
-    # GPT-2's vocabulary has two names; under this one it is a single file.
+    """OpenAI's gpt2, cl100k_base or o200k_base; tiktoken downloads each once and caches it."""
+    # GPT-2's vocabulary has two names; under r50k_base it is a single file.
     published = "r50k_base" if name == "gpt2" else name
-    print(f"downloading the vocabulary {name}, unless tiktoken has it already", file=sys.stderr)
+    print(f"downloading the vocabulary {name}, unless tiktoken has cached it", file=sys.stderr)
     try:
         parts = getattr(openai_public, published)()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the vocabulary {name} could not be downloaded ({type(error).__name__}). Without a "
-            "connection these work: --tokenizer=bpe (learned from your text), byte, char; or copy "
-            "the folder TIKTOKEN_CACHE_DIR from a machine where this command has worked"
+            "connection, use --tokenizer=bpe (learned from your text), byte or char; or copy the "
+            "folder TIKTOKEN_CACHE_DIR from a machine where this command has worked"
         ) from error
     special_tokens = parts["special_tokens"]
     eot = special_tokens[END_OF_TEXT[0]]
@@ -396,11 +396,11 @@ def tiktoken_tokenizer(name):
 
 
 def tokenizer_from_dict(saved):
-    """The tokenizer that `to_dict` wrote down."""
+    """The tokenizer that `to_dict` saved."""
     if saved.get("kind") == "char":
         return CharTokenizer(saved["characters"], saved["special_tokens"])
     if "ranks" not in saved:
-        raise ValueError(f"a tokenizer of kind {saved.get('kind')!r} is not known here")
+        raise ValueError(f"a tokenizer of kind {saved.get('kind')!r} is not supported")
     lines = (line.split() for line in saved["ranks"].splitlines())
     ranks = {base64.b64decode(part): int(i) for part, i in lines}
     rest = [saved[name] for name in ("special_tokens", "pattern", "eot", "form")]
@@ -409,14 +409,14 @@ def tokenizer_from_dict(saved):
 
 
 def same_tokens(one, other):
-    """Whether two saved tokenizers make the same tokens of every text, whoever published them."""
-    told = "kind", "chat_template", "ordinary"  # which say nothing about that
+    """Whether two saved tokenizers have the same tokens, whoever published them."""
+    ignored = "kind", "chat_template", "ordinary"
     one, other = (tokenizer_from_dict(saved).to_dict() for saved in (one, other))
-    return one | dict.fromkeys(told) == other | dict.fromkeys(told)
+    return one | dict.fromkeys(ignored) == other | dict.fromkeys(ignored)
 
 
 def fingerprint(tokenizer):
-    """The sha256, hexadecimal, of all that the tokenizer is: equal for equal tokenizers alone."""
+    """The sha256, hexadecimal, of the whole tokenizer: equal only for equal tokenizers."""
     canonical = json.dumps(tokenizer.to_dict(), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -425,10 +425,10 @@ def fingerprint(tokenizer):
 
 
 def cut(chunks, limit=PIECE_CHARACTERS):
-    """The same text in pieces of at most `limit` characters, cut where no token reaches across.
+    """Yield the text in pieces of at most `limit` characters, cut where no token crosses.
 
-    The pieces depend on the text alone, not on the chunks that it came in. A text without a blank,
-    line end or punctuation mark for `limit` characters is cut where it must be.
+    The pieces depend only on the text, not on the chunks that it came in. Text without a space,
+    line end or punctuation mark for `limit` characters is cut at the limit.
     """
     rest = ""
     for chunk in chunks:
@@ -445,12 +445,12 @@ def cut(chunks, limit=PIECE_CHARACTERS):
 
 
 def code_points(text):
-    """The Unicode numbers of the characters, uint32."""
+    """The Unicode code points of the characters, uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def repair(text):
-    """The text with halves of characters (lone surrogates) joined, or replaced by U+FFFD."""
+    """The text with lone surrogates (halves of characters) joined, or replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Tokenizers from other people's files: nanoGPT's, Hugging Face's, and those of our own runs."""
+"""Tokenizers from files: nanoGPT's, Hugging Face's, and those of our own runs."""
 
 import pickle
 from itertools import pairwise
@@ -19,28 +19,28 @@ from support.tokenizer import (
 )
 
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
-# A model on the hub, such as Qwen/Qwen3-0.6B; out/ is where runs are.
+# The name of a model on the hub, such as Qwen/Qwen3-0.6B; out/ is for runs.
 HUB_NAME = regex.compile(r"(?!out/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
-ANY = {"Regex": r"[\s\S]"}  # one character, whichever: the split of a tokenizer of characters
-# How a conversation is written with our special tokens, in Jinja (ChatML).
+ANY = {"Regex": r"[\s\S]"}  # any one character: the split of a character tokenizer
+# The format of a conversation with our special tokens, in Jinja (ChatML).
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
     "+ message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# GPT-2's idea of a word once every digit has been set apart, as SmolLM does it.
+# GPT-2's definition of a word after every digit has been split off, as in SmolLM.
 DIGITS_PATTERN = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 )
 
 
 def load_tokenizer(source):
-    """The tokenizer of a data folder, a run, a Hugging Face or nanoGPT folder, or a file in one.
+    """Load the tokenizer of a data, run, Hugging Face or nanoGPT folder, or of a file in one.
 
     Or of a model on Hugging Face's hub, `owner/name`.
     """
     if "/" in str(source) and may_be_on_the_hub(source):
-        from support.huggingface import from_hub  # which brings torch, and its memory
+        from support.huggingface import from_hub  # here, as torch takes memory
 
         source = from_hub(source)
     source = Path(source)
@@ -48,14 +48,14 @@ def load_tokenizer(source):
         names = ("ckpt.pt", "best.pt", "meta.json", "tokenizer.json", "meta.pkl", "vocab.json")
         found = [source / name for name in names if (source / name).is_file()]
         if not found:
-            raise ValueError(f"{source} holds no tokenizer: none of {', '.join(names)} is in it")
+            raise ValueError(f"{source} has no tokenizer: none of {', '.join(names)} is in it")
         source = found[0]
         if source.name == "vocab.json":
             return tokenizer_from_pair(source.parent)
     if not source.is_file():
         raise ValueError(f"there is no file or folder {source} to take a tokenizer from")
     if source.suffix == ".pt":
-        from support.checkpoint import load_tokenizer_of_run  # which itself stands on this module
+        from support.checkpoint import load_tokenizer_of_run  # here, as it imports this module
 
         return load_tokenizer_of_run(source)
     if source.suffix == ".pkl":
@@ -70,16 +70,16 @@ def load_tokenizer(source):
 
 
 def may_be_on_the_hub(source):
-    """Whether `source` is no path here, and looks like the name of a model on the hub."""
+    """Whether `source` is not a local path but looks like the name of a model on the hub."""
     path = Path(source)
     is_local = path.exists() or (path.parent != Path() and path.parent.is_dir())
     return not is_local and bool(HUB_NAME.fullmatch(str(source)))
 
 
 def assumed_tokenizer(path, model):
-    """GPT-2's, which nanoGPT too assumes for tokens that came without any."""
+    """GPT-2's tokenizer, which nanoGPT too assumes for a model without one."""
     if model.config.vocab_size not in GPT2_VOCAB_SIZES:
-        raise SystemExit(f"{path} has no tokenizer: a tokenizer.json or meta.pkl should be there")
+        raise SystemExit(f"{path} has no tokenizer: expected a tokenizer.json or meta.pkl")
     try:
         return tiktoken_tokenizer("gpt2")
     except ValueError as error:
@@ -87,9 +87,9 @@ def assumed_tokenizer(path, model):
 
 
 def token_before(tokenizer, documents):
-    """The token to put before a text, as in training: a beginning, or another text's end; or None.
+    """The token to put before a text, as in training: `bos`, a previous text's `eot`, or None.
 
-    A model of one long text knows neither.
+    A model of one long text has seen neither.
     """
     if tokenizer.bos is None and documents >= FEW_DOCUMENTS:
         return tokenizer.eot
@@ -97,7 +97,7 @@ def token_before(tokenizer, documents):
 
 
 def tokens_before(tokenizer, documents):
-    """The same as a list, which is empty where there is none."""
+    """The same as a list, which is empty if there is none."""
     before = token_before(tokenizer, documents)
     return [] if before is None else [before]
 
@@ -106,14 +106,14 @@ UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, LookupError, AttributeErr
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, text and numbers; what would import or call anything is refused."""
+    """Reads dicts, lists, strings and numbers; refuses anything that would import or call."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def tokenizer_from_nanogpt(path):
-    """The characters of a nanoGPT `meta.pkl`, or of its folder; there are no special tokens."""
+    """The character tokenizer of a nanoGPT `meta.pkl`, or of its folder; without special tokens."""
     path = Path(path)
     path = path / "meta.pkl" if path.is_dir() else path
     try:
@@ -130,9 +130,9 @@ def tokenizer_from_nanogpt(path):
 
 
 def huggingface_tokenizer(path):
-    """The byte-level BPE of a Hugging Face `tokenizer.json`, or of the folder it is in.
+    """The tokenizer of a Hugging Face `tokenizer.json`, or of its folder.
 
-    Raises ValueError, with the reason, for what bytes, a split pattern and ranks cannot express.
+    Raises ValueError, with the reason, for anything that our tokenizers cannot express.
     """
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
@@ -146,18 +146,18 @@ def huggingface_tokenizer(path):
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no tokenizer.json known here: {error!r}") from error
+        raise ValueError(f"{path} is not a supported tokenizer.json: {error!r}") from error
 
 
 def read_tokenizer(folder):
-    """The tokenizer in a Hugging Face folder: tokenizer.json, or GPT-2's older pair of files."""
+    """The tokenizer in a Hugging Face folder (tokenizer.json or GPT-2's pair of files), or None."""
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         return huggingface_tokenizer(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return tokenizer_from_pair(folder)
     if (folder / "tokenizer.model").is_file():
-        raise ValueError("its tokenizer is SentencePiece's, and only byte-level BPE is read")
+        raise ValueError("its tokenizer is SentencePiece's; only byte-level BPE is supported")
     return None
 
 
@@ -165,11 +165,11 @@ def tokenizer_from_pair(folder):
     """The tokenizer of GPT-2's older pair of files, vocab.json and merges.txt."""
     vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
     if not merges_file.is_file():
-        raise ValueError(f"beside {vocab_file} there is no merges.txt, which belongs to it")
+        raise ValueError(f"{vocab_file} needs a merges.txt beside it, which is missing")
     if settings_in(folder, "config.json").get("model_type", "gpt2") != "gpt2":
         raise ValueError(
-            "of its tokenizer there are vocab.json and merges.txt alone, which tell all there "
-            "is to know for GPT-2 only; transformers writes a tokenizer.json: "
+            "its tokenizer consists of vocab.json and merges.txt alone, which are sufficient "
+            "only for GPT-2; transformers writes a tokenizer.json: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         )
     vocab = read_json(vocab_file)
@@ -187,23 +187,23 @@ def tokenizer_from_pair(folder):
 
 
 def chat_template_in(folder):
-    """How this Hugging Face folder writes a conversation, a text in Jinja; None: it does not."""
+    """The chat template of a Hugging Face folder, a Jinja string; None: it has none."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8-sig")
     template = settings_in(folder).get("chat_template")
-    if isinstance(template, list):  # several with names, of which one is the usual one
+    if isinstance(template, list):  # several, by name
         template = {each.get("name"): each.get("template") for each in template}.get("default")
     return template if isinstance(template, str) else None
 
 
 def end_named_in(folder):
-    """The text of the token that ends a text by tokenizer_config.json; None: it names none."""
+    """The end-of-text token, as a string, in tokenizer_config.json; None: it names none."""
     end = settings_in(folder).get("eos_token")
     return end.get("content") if isinstance(end, dict) else end
 
 
 def settings_in(folder, name="tokenizer_config.json"):
-    """The content of one of a Hugging Face folder's files of settings; {} where it is not there."""
+    """The content of a settings file in a Hugging Face folder; {} if it does not exist."""
     return read_json(folder / name) if (folder / name).is_file() else {}
 
 
@@ -217,19 +217,19 @@ def tokenizer_from_huggingface(content):
         return tokenizer
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece-like BPE" if model.get("byte_fallback") else model.get("type")
-        raise ValueError(f"its model is {kind}, and only byte-level BPE is read")
+        raise ValueError(f"its model is {kind}; only byte-level BPE is supported")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise ValueError(f"its model sets {option}={model[option]!r}, which has no equal here")
+            raise ValueError(f"its model sets {option}={model[option]!r}, which is not supported")
     form = (content.get("normalizer") or {}).get("type")
     if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
-        raise ValueError(f"its normalizer is {form}, and only Unicode's normal forms are known")
+        raise ValueError(f"its normalizer is {form}; only Unicode normal forms are supported")
     for token in added:
         check_added(token, form)
     ranks = {as_bytes(text): i for text, i in model["vocab"].items() if text not in special_tokens}
     ids = [*ranks.values(), *special_tokens.values()]
     if len(set(ids)) < len(ids) or min(ids) < 0:
-        raise ValueError("two of its tokens have the same id, or one has none")
+        raise ValueError("two of its tokens share an id, or one has a negative id")
     check_merges(ranks, [merge_of(line) for line in model["merges"]], model.get("ignore_merges"))
     eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
     pattern = split_pattern(content.get("pre_tokenizer") or {})
@@ -240,27 +240,27 @@ def tokenizer_from_huggingface(content):
 
 
 def characters_of(vocab):
-    """The characters of a vocabulary {character: id}, in one string; their ids count from 0 on."""
+    """The characters of a vocabulary {character: id}, as a string; their ids count from 0."""
     characters = sorted(vocab, key=vocab.get)
     is_numbered = [vocab[character] for character in characters] == list(range(len(vocab)))
     if not is_numbered or any(len(character) != 1 for character in characters):
-        raise ValueError("its vocabulary is not single characters, numbered from 0 on")
+        raise ValueError("its vocabulary is not single characters, numbered from 0")
     return "".join(characters)
 
 
 def check_added(added, form):
-    """Raise ValueError where Hugging Face finds an added token in a text by rules unknown here."""
+    """Raise ValueError if Hugging Face matches an added token in text by unsupported rules."""
     if not added["content"].strip():
-        raise ValueError(f"it adds blanks as a token of their own ({added['content']!r})")
+        raise ValueError(f"it adds whitespace as a token of its own ({added['content']!r})")
     flags = [flag for flag in ("lstrip", "rstrip", "single_word") if added.get(flag)]
     if form in ("NFKC", "NFKD") and not added.get("normalized", True):
         flags.append("normalized=False")
     if flags and not added.get("special", True):
-        raise ValueError(f"its token {added['content']!r} has {flags[0]}, which has no equal here")
+        raise ValueError(f"its token {added['content']!r} has {flags[0]}, which is not supported")
 
 
 def beginning(post_processor, special_tokens):
-    """The id of the token that a Hugging Face post-processor puts before every text; or None."""
+    """The id of the token that a Hugging Face post-processor puts before every text, or None."""
     for step in post_processor.get("processors", [post_processor]):
         first = step["single"][0] if step.get("type") == "TemplateProcessing" else {}
         if "SpecialToken" in first:
@@ -269,7 +269,7 @@ def beginning(post_processor, special_tokens):
 
 
 def split_pattern(pre_tokenizer):
-    """The regular expression by which a Hugging Face pre-tokenizer cuts text into words."""
+    """The regular expression with which a Hugging Face pre-tokenizer splits text into words."""
     *before, byte_level = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step.get("type") for step in (*before, byte_level)]
     splits_itself = byte_level.get("use_regex", True)
@@ -280,19 +280,19 @@ def split_pattern(pre_tokenizer):
             return DIGITS_PATTERN
         if kinds[:-1] == ["Split"] and before[0]["behavior"] == "Isolated" and not splits_itself:
             pattern = before[0]["pattern"].get("Regex", "")
-            # Hugging Face reads `{1,3}+` as a repetition of the whole, tiktoken does not.
+            # `{1,3}+` repeats the group in Hugging Face, and is possessive in tiktoken.
             repeats = regex.search(r"\d\}\+", pattern)
             if pattern and not repeats and not before[0].get("invert"):
                 return pattern
     raise ValueError(
-        f"its pre-tokenizer ({', '.join(map(str, kinds))}) splits in a way unknown here"
+        f"its pre-tokenizer ({', '.join(map(str, kinds))}) splits in a way that is not supported"
     )
 
 
 def check_merges(ranks, merges, whole_words=False):
-    """Raise ValueError unless joining by the lowest id, as tiktoken does, follows these merges.
+    """Raise ValueError unless merging by lowest id, as tiktoken does, is equivalent to `merges`.
 
-    `whole_words`: a word that is a token is taken as such, without a look at the merges.
+    `whole_words`: a word that is a token is encoded as such, whatever the merges.
     """
     if not all(bytes([i]) in ranks for i in range(256)):
         raise ValueError("its vocabulary lacks some of the 256 bytes")
@@ -306,11 +306,11 @@ def check_merges(ranks, merges, whole_words=False):
         splits = [(part[:i], part[i:]) for i in range(1, len(part))]
         possible = {split for split in splits if split[0] in ranks and split[1] in ranks}
         if not (whole_words and possible <= listed):
-            raise ValueError(f"its token {part!r} does not come about by its merges")
+            raise ValueError(f"its token {part!r} is not the result of its merges")
 
 
 def split_in_two(ranks, part):
-    """The two tokens whose merge makes this one: what its bytes are just before that merge."""
+    """The two tokens whose merge yields this one: the state of its bytes before the last merge."""
     pieces = [part[i : i + 1] for i in range(len(part))]
     while len(pieces) > 2:
         joined = [ranks.get(left + right, UNKNOWN) for left, right in pairwise(pieces)]
@@ -320,22 +320,22 @@ def split_in_two(ranks, part):
 
 
 def merge_of(line):
-    """A merge as two byte strings; the file has them as "a b" or, in newer files, as ["a", "b"]."""
+    """A merge as two byte strings; files write it as "a b" or, newer ones, as ["a", "b"]."""
     parts = line.split(" ") if isinstance(line, str) else line
     if len(parts) != 2:
-        raise ValueError(f"its merge {line!r} is not of two tokens")
+        raise ValueError(f"its merge {line!r} is not a pair of tokens")
     return as_bytes(parts[0]), as_bytes(parts[1])
 
 
 def as_bytes(text):
-    """The bytes that a Hugging Face file writes as printable characters, one for each."""
+    """The bytes of a string in which a Hugging Face file has a printable character per byte."""
     if not BYTE_OF_CHARACTER.keys() >= set(text):
-        raise ValueError(f"its token {text!r} is not written in characters that stand for bytes")
+        raise ValueError(f"its token {text!r} is not byte-level")
     return bytes(BYTE_OF_CHARACTER[character] for character in text)
 
 
 def byte_alphabet():
-    """GPT-2's characters for bytes: a printable one stands for itself, the others follow U+0100."""
+    """GPT-2's {character: byte}: printable ones stand for themselves, others start at U+0100."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (i for i in range(256) if i not in printable)
     return {chr(i): i for i in printable} | {chr(256 + n): i for n, i in enumerate(others)}
@@ -351,8 +351,8 @@ CHARACTER_OF_BYTE = {i: character for character, i in BYTE_OF_CHARACTER.items()}
 def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
     """{file name: content}, JSON-able, of a tokenizer in a Hugging Face folder.
 
-    bos is the id of a token that is to stand before every text, eos of the one that ends what a
-    model writes (None: as it ends a text); block_size the longest text.
+    bos: id of the token to put before every text; eos: id of the token that ends the model's output
+    (None: the end-of-text token); block_size: the maximum length.
     """
     eos = tokenizer.eot if eos is None else eos
     special = {i: text for text, i in tokenizer.special_tokens.items()}
@@ -376,13 +376,13 @@ def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
 
 
 def chat_template_of(tokenizer):
-    """How conversations are written: the tokenizer's own way, or ChatML where it has the marks."""
+    """The tokenizer's own chat template, or ChatML if it has its special tokens, or None."""
     marks = {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special_tokens)
     return tokenizer.chat_template or (CHATML if marks else None)
 
 
 def byte_pair_parts(tokenizer):
-    """The model of a tokenizer.json, and what goes around it, for byte-pair encoding."""
+    """The model section of a tokenizer.json, and those around it, for byte-pair encoding."""
     splits_in_words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     maps_bytes = splits_in_words | {"use_regex": False}
     if tokenizer.pattern == GPT2_PATTERN:
@@ -391,7 +391,7 @@ def byte_pair_parts(tokenizer):
         digits = {"type": "Digits", "individual_digits": True}
         steps = [digits, splits_in_words | {"use_regex": True}]
     else:
-        # What is possessive for tiktoken, `{1,3}+`, would be a repetition of the whole there.
+        # `{1,3}+` is possessive in tiktoken, but would repeat the group in Hugging Face.
         pattern = {"Regex": regex.sub(r"(\d\})\+", r"\1", tokenizer.pattern)}
         split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
         steps = [split, maps_bytes]
@@ -405,8 +405,8 @@ def byte_pair_parts(tokenizer):
             **dict.fromkeys(("dropout", "unk_token"), None),
             **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), None),
             **dict.fromkeys(("fuse_unk", "byte_fallback"), False),
-            "ignore_merges": True,  # a word that is a token is taken whole, as tiktoken does
-            # Added tokens keep their ids only where the vocabulary has them too.
+            "ignore_merges": True,  # a word that is a token is encoded as such, as in tiktoken
+            # Added tokens keep their ids only if the vocabulary has them too.
             "vocab": {as_text(part): i for part, i in tokenizer.ranks.items()}
             | tokenizer.special_tokens,
             "merges": [[as_text(left), as_text(right)] for left, right in merges_of(tokenizer)],
@@ -423,13 +423,13 @@ def char_parts(tokenizer):
         "pre_tokenizer": each | {"invert": False},
         "post_processor": None,
         "decoder": {"type": "Fuse"},
-        # No character stands for the unknown ones: they are an error there too.
+        # There is no token for unknown characters: they are an error there too.
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "unknown character"},
     }
 
 
 def template(text, i):
-    """The post-processor that puts the special token `text`, of id `i`, before every text."""
+    """The post-processor that puts the special token `text`, with id `i`, before every text."""
     special = {"SpecialToken": {"id": text, "type_id": 0}}
     first, second = ({"Sequence": {"id": x, "type_id": n}} for n, x in enumerate("AB"))
     return {
@@ -441,12 +441,12 @@ def template(text, i):
 
 
 def merges_of(tokenizer):
-    """The merges that make the tokens of a byte-pair encoding, in order: pairs of bytes."""
+    """The merges of a byte-pair encoding, in order: pairs of byte strings."""
     longer = sorted((i, part) for part, i in tokenizer.ranks.items() if len(part) > 1)
     pairs = (split_in_two(tokenizer.ranks, part) for _, part in longer)
     return [(left, right) for left, right in pairs if {left, right} <= tokenizer.ranks.keys()]
 
 
 def as_text(part):
-    """Bytes as Hugging Face's files write them: a printable character for each."""
+    """Bytes as Hugging Face's files write them: one printable character per byte."""
     return "".join(CHARACTER_OF_BYTE[i] for i in part)

@@ -1,7 +1,7 @@
-"""The same weights under other people's names: GPT-2 and Llama on Hugging Face, nanoGPT, GGUF.
+"""Our weights under other programs' names: GPT-2 and Llama on Hugging Face, nanoGPT, GGUF.
 
-A parameter of ours and the tensor in a file differ in name; in GPT-2's files also in shape: there
-queries, keys and values are one tensor, and matrices lie on their side. A `Place` says all of that.
+Our parameter and the tensor in a file differ in name; in GPT-2's files also in shape: there
+queries, keys and values are one tensor, and matrices are transposed. A `Place` describes all that.
 """
 
 import re
@@ -11,11 +11,11 @@ import torch
 
 from model import Transformer
 
-# Of a model's shape, what does not change what its weights mean.
+# Fields of a model's config that do not change what its weights mean.
 CHANGEABLE = (
     "dropout attention_dropout shared_dropout label_smoothing fused_attention fused_loss".split()
 )
-# Our module -> theirs. `blocks` stands before the number of a block, the others before or after it.
+# Our module -> theirs. `blocks` precedes the block's index; the others precede or follow both.
 GPT2 = {
     "token_embedding": "transformer.wte",
     "position.embedding": "transformer.wpe",
@@ -74,21 +74,21 @@ PARTS = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter of ours is in a file."""
+    """Where our parameter is in a file."""
 
-    name: str  # of the tensor there
-    part: int | None = None  # which third of its rows; None: all of it
+    name: str  # of the tensor in the file
+    part: int | None = None  # which third of its rows; None: all of them
     transposed: bool = False  # whether its rows are our columns
 
 
 def place_of(name, modules, transposed=False):
-    """The `Place` of our parameter `name` in files that call their modules so.
+    """The `Place` of our parameter `name` in files with these module names.
 
-    transposed: the files keep the matrices of the blocks on their side, as GPT-2's on Hugging Face.
+    transposed: the files store the blocks' matrices transposed, as GPT-2's on Hugging Face.
     """
     found = re.fullmatch(r"(blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
     if not found or found[3] not in modules:
-        raise ValueError(f"the model has a {name} of its own, which other programs do not know")
+        raise ValueError(f"the model has a parameter {name}, which other programs do not have")
     _, block, module, kind = found.groups()
     theirs = modules[module]
     part = None
@@ -101,13 +101,13 @@ def place_of(name, modules, transposed=False):
 
 
 def take(tensor, place):
-    """Our parameter out of their tensor."""
+    """Extract our parameter from their tensor."""
     tensor = tensor.T if place.transposed else tensor
     return tensor if place.part is None else tensor.chunk(len(PARTS))[place.part]
 
 
 def put(weights, places):
-    """Their tensors, made of our `weights`, one after another: (name, tensor)."""
+    """Yield their tensors, assembled from our `weights`: (name, tensor)."""
     parts = {}
     for ours, place in places.items():
         parts.setdefault(place.name, []).append((place.part or 0, ours))
@@ -117,9 +117,9 @@ def put(weights, places):
 
 
 def parameter_shapes(config):
-    """Our name -> shape of every parameter that a model of this config has in its files.
+    """Our name -> shape of every parameter that a model with this config has in its files.
 
-    Where the head is the embedding it has no entry of its own.
+    A head that is tied to the embedding has no entry of its own.
     """
     with torch.device("meta"):
         weights = Transformer(config).state_dict()
@@ -129,22 +129,22 @@ def parameter_shapes(config):
 
 
 def averaged(checkpoint):
-    """The weights of a checkpoint by name: the averaged ones, where a run has such."""
+    """The weights of a checkpoint by name: the averaged (EMA) ones, if it has them."""
     return checkpoint["model"] | (checkpoint["ema"] or {})
 
 
 def assembled(config, weights):
-    """A `Transformer` of these tensors, {name: tensor}, which are not copied; none is drawn.
+    """A `Transformer` with these tensors, {name: tensor}: not copied, none randomly initialised.
 
-    Other tensors that its modules hold must follow from the config. Raises RuntimeError for
-    weights of other names or shapes than the model's.
+    Other tensors in its modules must follow from the config. Raises RuntimeError if the names or
+    shapes of the weights are not the model's.
     """
     with torch.device("meta"):  # no memory, no random numbers
         model = Transformer(config)
     if not list(model.position.parameters()):
         model.position = type(model.position)(config)
-    if any(tensor.is_meta for tensor in held_tensors(model)):  # of a reader's own
-        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+    if any(tensor.is_meta for tensor in held_tensors(model)):  # added by a reader
+        with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
             model = Transformer(config)
     buffers = dict(model.named_buffers()).keys() & model.state_dict().keys()
     weights = {name: model.state_dict()[name] for name in buffers} | weights
@@ -157,17 +157,17 @@ def assembled(config, weights):
 
 
 def held_tensors(model):
-    """What modules hold besides parameters: buffers, and tensors that are plain attributes."""
+    """Yield the modules' tensors besides parameters: buffers and plain attributes."""
     for module in model.modules():
         yield from module.buffers(recurse=False)
         yield from filter(torch.is_tensor, vars(module).values())
 
 
 def fitted(model, config):
-    """A `Transformer` of `config` with a trained model's weights, where the two differ in these:
+    """A `Transformer` of `config` with a trained model's weights, where the two may differ in:
 
-    a shorter context (or, with rotary positions, any), more rows of the vocabulary, which start as
-    the mean of the others, and a head for labels, which starts as 0: each is equally likely.
+    a shorter context (or, with rotary positions, any), more rows in the vocabulary, which start as
+    the mean of the others, and a head for labels, which starts at 0: all are equally likely.
     """
     weights = model.state_dict()
     if config.position == "learned":

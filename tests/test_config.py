@@ -73,7 +73,7 @@ def test_the_value_behind_an_option_is_no_file(tmp_path, monkeypatch):
     assert load(path, "--start", path).start == path
     with pytest.raises(SystemExit, match="--bias takes True or False, not no"):
         load("--bias", "no")
-    with pytest.raises(SystemExit, match=r"train is no option.*did you mean train.py"):
+    with pytest.raises(SystemExit, match=r"train is neither an option.*did you mean train.py"):
         load("train")
     file_with(tmp_path, "从前有座山", name="小说.txt")
     with pytest.raises(SystemExit, match=r"python prepare_data.py 小说.txt --dataset=NAME"):
@@ -157,12 +157,12 @@ def test_several_values_go_into_a_tuple(tmp_path):
         ("config/none.py", "there is no config file config/none.py"),
         (
             "stray",
-            "stray is no option, and no config file; a text to go on from is typed as --start=",
+            "stray is neither an option nor a config file; to give a prompt: --start=",
         ),
-        ("--warmup_iter=3", "--warmup_iter is no option; did you mean --warmup_iters?"),
-        ("--outdir=x", "--outdir is no option; did you mean --out_dir?"),
+        ("--warmup_iter=3", "--warmup_iter is unknown; did you mean --warmup_iters?"),
+        ("--outdir=x", "--outdir is unknown; did you mean --out_dir?"),
         ("config/没有.py", "there is no config file config/没有.py"),
-        ("tests/test_config.json", "is no option, and no config file"),
+        ("tests/test_config.json", "is neither an option nor a config file"),
         ("--start=\udcc3\udcc5", "is not UTF-8: set the terminal to UTF-8"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_mistake_is_answered_with_what_was_expected(capsys, typed, told):
 def test_a_mistake_in_a_file_names_the_file(tmp_path, capsys):
     path = file_with(tmp_path, "lerning_rate = 1e-3\n")
     told = message_of(capsys, path)
-    assert "x.py: --lerning_rate is no option; did you mean --learning_rate?" in told
+    assert "x.py: --lerning_rate is unknown; did you mean --learning_rate?" in told
 
 
 def test_a_file_that_is_nearly_there_is_suggested(tmp_path, capsys):

@@ -109,20 +109,22 @@ def test_a_corpus_of_files_is_named_after_the_first(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no file or folder .*nothing\.txt; corpora.*stories"):
+    with pytest.raises(
+        ValueError, match=r"no file or folder .*nothing\.txt; named corpora.*stories"
+    ):
         open_paths(tmp_path, tmp_path / "nothing.txt")
 
 
 def test_a_folder_without_text_is_named(tmp_path):
     save(tmp_path / "pictures" / "a.png", "x")
-    with pytest.raises(ValueError, match=r"pictures holds no \.txt"):
+    with pytest.raises(ValueError, match=r"pictures contains no \.txt"):
         open_paths(tmp_path, tmp_path / "pictures")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_sent_to_standard_input(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match=r"name - \(standard input\)"):
+    with pytest.raises(ValueError, match=r"use - \(standard input\)"):
         open_paths(tmp_path, tmp_path / "pipe")
 
 
@@ -189,7 +191,7 @@ def test_a_gz_file_of_several_members_counts_as_at_least_its_packed_size(tmp_pat
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"text, not packed"])
 def test_a_damaged_gz_file_is_named(tmp_path, damage):
     path = save(tmp_path / "a.txt.gz", damage(gzip.compress(os.urandom(3000).hex().encode())))
-    with pytest.raises(ValueError, match=r"a\.txt\.gz is not a whole \.gz"):
+    with pytest.raises(ValueError, match=r"a\.txt\.gz is not a complete \.gz"):
         read(tmp_path, path)
 
 
@@ -292,7 +294,7 @@ def test_the_standard_library_comes_without_tests_and_tables(tmp_path, monkeypat
 
 def test_a_python_without_sources_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "none")})
-    with pytest.raises(ValueError, match="keeps no source"):
+    with pytest.raises(ValueError, match="has no source"):
         open_paths(tmp_path, "python")
 
 
@@ -436,7 +438,9 @@ def test_a_server_without_ranges_sends_everything_again(server, tmp_path):
 
 def test_a_server_that_gets_no_further_ends_the_download(server, tmp_path):
     server.knows_ranges, server.breaks_after = False, (1000,) * 9
-    with pytest.raises(ValueError, match=r"could not be downloaded .*broke off.* are kept"):
+    with pytest.raises(
+        ValueError, match=r"could not be downloaded .*connection was lost.* are kept"
+    ):
         download(server.url, tmp_path / "x")
     assert len(server.asked) == 2
     assert (tmp_path / "x.part").stat().st_size == 1000

@@ -207,7 +207,7 @@ def test_copies_are_dropped_and_never_straddle_the_split(capsys):
     _, tokenizer, train, val = result("a")
     found = Counter(documents(train, tokenizer) + documents(val, tokenizer))
     assert found == Counter(texts)
-    assert "50 copies of documents" in capsys.readouterr().out
+    assert "50 duplicate documents" in capsys.readouterr().out
 
 
 def test_a_copy_of_a_file_in_pieces_is_found_too(monkeypatch):
@@ -268,7 +268,7 @@ def test_without_arguments_stories_are_made(stories, monkeypatch, capsys):
 
 
 def test_too_few_stories_are_answered_with_a_knob_that_they_have(stories):
-    assert error_of("--megabytes=0.001").endswith("give more --megabytes")
+    assert error_of("--megabytes=0.001").endswith("use more --megabytes")
 
 
 def test_text_that_nobody_generated_has_no_floor():
@@ -344,7 +344,7 @@ def test_frequent_chinese_characters_find_room_in_the_vocabulary(monkeypatch, ca
     monkeypatch.setattr(prepare_data, "FEWEST", 260)
     monkeypatch.setattr(tokenizer_module, "SHORT_TEXT_TOKENS", 350)
     main(["zh.txt", "--dataset=x"])
-    assert "by characters: --tokenizer=char" in capsys.readouterr().err
+    assert "learns more from characters: --tokenizer=char" in capsys.readouterr().err
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_smaller_and_told(capsys):
@@ -352,7 +352,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_smaller_and_told(capsys):
     meta, *_ = result("a")
     assert meta["vocab_size"] < 300
     out, err = capsys.readouterr()
-    assert "the text has no more pairs to merge: the vocabulary is not 5,000 large" in err
+    assert "the text has no more pairs to merge: the vocabulary is smaller than 5,000" in err
     assert f"{meta['vocab_size']:,} entries" in out
 
 
@@ -407,7 +407,7 @@ def test_a_tokenizer_without_an_end_of_text_writes_none(capsys):
     meta, _, train, val = result("x")
     assert meta["eot"] is None
     assert len(train) + len(val) == 400
-    hint = "nothing stands between one document and the next"
+    hint = "nothing separates one document from the next"
     assert hint not in capsys.readouterr().err
     main([save_lines("b.jsonl", ["ab" * 100, "ba" * 100]), "--dataset=y", "--tokenizer=t"])
     assert hint in capsys.readouterr().err
@@ -459,7 +459,7 @@ BAD_FILES = {
     "wide.txt": ("text".encode("utf-16"), "wide.txt is UTF-16"),
     "broken.jsonl": (b'{"text": "a"}\n{"tex', "broken.jsonl, line 2: not JSON"),
     "other.jsonl": (b'{"story": "a"}\n', "other.jsonl, line 1: expected"),
-    "packed.txt.gz": (b"not packed", "packed.txt.gz is not a whole .gz"),
+    "packed.txt.gz": (b"not packed", "packed.txt.gz is not a complete .gz"),
     "short.txt": (b"a", "too little text for two splits"),
 }
 
@@ -482,14 +482,17 @@ def test_a_bad_file_is_named_and_changes_nothing(name, older):
         (["older.txt", "--val_fraction=1.5"], "val_fraction=1.5: expected"),
         (["older.txt", "--dataset=../x"], "dataset=../x: expected a name"),
         (["stories", "--megabytes=0"], "megabytes=0.0: expected"),
-        (["older.txt", "--megabytes=3"], "megabytes=3.0 is for stories: leave it out"),
-        (["older.txt", "--language=zh"], "language=zh is for stories"),
-        (["stories", "--shards=2"], "shards=2 is for fineweb_edu"),
+        (["older.txt", "--megabytes=3"], "megabytes=3.0 is only for stories: leave it out"),
+        (["older.txt", "--language=zh"], "language=zh is only for stories"),
+        (["stories", "--shards=2"], "shards=2 is only for fineweb_edu"),
         (
             ["stories", "--encoding=big5"],
             "encoding=big5 is not for stories, which has its own: leave it out",
         ),
-        (["older.txt", "--encoding=gb1"], "encoding=gb1: expected utf-8, or one such as gb18030"),
+        (
+            ["older.txt", "--encoding=gb1"],
+            "encoding=gb1: expected utf-8 or another, such as gb18030",
+        ),
         (
             ["stories", "--val_fraction=0.2"],
             "val_fraction=0.2 is not for stories, which has its own",
@@ -511,7 +514,7 @@ def test_a_mistake_is_named_and_changes_nothing(arguments, message, older):
 
 def test_a_folder_without_text_is_named_and_changes_nothing(older):
     Path("pictures").mkdir()
-    assert "pictures holds no" in error_of("pictures", "--dataset=x")
+    assert "pictures contains no" in error_of("pictures", "--dataset=x")
     assert older()
 
 
@@ -660,7 +663,7 @@ def test_text_in_another_encoding_is_the_same_text(encoding):
 def test_a_field_of_another_name_may_hold_the_text():
     lines = [json.dumps({"正文": "山上有座山"}).encode() + b"\n"] * 300
     Path("a.jsonl").write_bytes(b"".join(lines) + json.dumps({"正文": "庙"}).encode())
-    assert "another field with text is named by --field=THEIRS" in error_of("a.jsonl")
+    assert "if the text is in another field, use --field=NAME" in error_of("a.jsonl")
     Path("b.txt").write_text("没有字段。", encoding="utf-8")
     assert "field=正文 is for .jsonl" in error_of("b.txt", "--field=正文")
     main(["a.jsonl", "--dataset=a", "--tokenizer=char", "--field=正文", "--val_fraction=0.5"])
@@ -695,7 +698,7 @@ def test_a_file_does_not_pass_for_a_corpus_with_a_name(capsys):
     assert "--dataset=my_stories" in error_of("stories.txt")
     main(["stories.txt", "--dataset=mine"])
     main(["stories.txt", "--dataset=mine"])
-    assert "in the place of an older one" in capsys.readouterr().out
+    assert "replacing an older one" in capsys.readouterr().out
 
 
 def test_a_folder_of_text_in_data_can_be_prepared_again():

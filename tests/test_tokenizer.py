@@ -449,11 +449,11 @@ def change(content, *path, to):
         (("normalizer",), {"type": "Lowercase"}, "Lowercase"),
         (("pre_tokenizer",), {"type": "Metaspace"}, "Metaspace"),
         (("pre_tokenizer", "add_prefix_space"), True, "ByteLevel"),
-        (("added_tokens", 0, "content"), "   ", "blanks"),
-        (("model", "merges"), [], "does not come about by its merges"),
+        (("added_tokens", 0, "content"), "   ", "whitespace"),
+        (("model", "merges"), [], "is not the result of its merges"),
         (("model", "vocab", "Ġthe"), 4000, "not in the order"),
-        (("model", "vocab", "你"), 4000, "'你' is not written in characters that stand for bytes"),
-        (("model", "merges", 0), "abc", "merge 'abc' is not of two tokens"),
+        (("model", "vocab", "你"), 4000, "'你' is not byte-level"),
+        (("model", "merges", 0), "abc", "merge 'abc' is not a pair of tokens"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_name(bpe, tmp_path, path, to, reason):
@@ -492,7 +492,7 @@ def test_a_vocabulary_of_words_does_not_pass_for_one_of_characters(vocab, tmp_pa
 def test_a_bad_pair_of_vocabulary_and_merges_is_named(bpe, tmp_path):
     model = as_huggingface(bpe)["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vocab\.json there is no merges\.txt"):
+    with pytest.raises(ValueError, match=r"vocab\.json needs a merges\.txt"):
         load_tokenizer(tmp_path)
     merges = tmp_path / "merges.txt"
     merges.write_text("\n".join(["#version: 0.2", *model["merges"], ""]), encoding="utf-8")
@@ -508,14 +508,14 @@ def test_a_bad_pair_of_vocabulary_and_merges_is_named(bpe, tmp_path):
 def test_a_token_that_no_merge_makes_is_kept_where_whole_words_go_first(bpe, tmp_path):
     content = as_huggingface(bpe)
     content["model"]["vocab"]["zqx"] = 4000
-    with pytest.raises(ValueError, match=r"zqx.*does not come about"):
+    with pytest.raises(ValueError, match=r"zqx.*is not the result of its merges"):
         huggingface_tokenizer(saved_as(content, tmp_path))
     content["model"]["ignore_merges"] = True
     tokenizer = huggingface_tokenizer(saved_as(content, tmp_path))
     assert tokenizer.encode("zqx").tolist() == [4000]
     # tiktoken would join these two halves, and Hugging Face would not.
     content["model"]["vocab"]["thethe"] = 4001
-    with pytest.raises(ValueError, match=r"thethe.*does not come about"):
+    with pytest.raises(ValueError, match=r"thethe.*is not the result of its merges"):
         huggingface_tokenizer(saved_as(content, tmp_path))
 
 
@@ -604,7 +604,7 @@ def test_a_run_is_asked_for_its_tokenizer(monkeypatch, tmp_path):
 def test_a_source_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no file or folder.*nowhere"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no tokenizer"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
     for content in ("{not json", "[1]", '{"a": 1}', '{"kind": "char"}'):
         (tmp_path / "x.json").write_text(content, encoding="utf-8")
