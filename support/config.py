@@ -22,6 +22,7 @@ from support.files import until_nobody_reads
 
 # Other names that are accepted for our options.
 SAME = {"data": "dataset"}
+BOOLEANS = ("true", "false")
 # nanoGPT's options that have another form here: what each value stands for.
 TRANSLATED = {
     "decay_lr": {
@@ -123,12 +124,12 @@ def typed_options(argv):
 
 def with_values(argv, Config):
     """The arguments with a bare switch such as `--chat` written as `--chat=True`."""
-    switches = {f"--{field.name}" for field in dataclasses.fields(Config) if field.type is bool}
-    followers = [*argv[1:], ""]
-    return [
-        f"{word}=True" if word in switches and after.lower() not in ("true", "false") else word
-        for word, after in zip(argv, followers)
-    ]
+    switches = {field.name for field in dataclasses.fields(Config) if field.type is bool}
+    words = []
+    for word, after in zip(argv, [*argv[1:], ""]):
+        is_switch = word.startswith("--") and word[2:].replace("-", "_") in switches
+        words.append(f"{word}=True" if is_switch and after.lower() not in BOOLEANS else word)
+    return words
 
 
 def words_alone(argv, Config):

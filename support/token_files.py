@@ -93,28 +93,29 @@ def open_prepared(path):
     """Open a folder that `prepare_data.py` wrote, checked against its meta.json."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        tokenizer = tokenizer_from_dict(meta["tokenizer"])
-        counts = {split: meta["splits"][split] for split in ("train", "val")}
+        return Dataset(
+            path,
+            open_split(path, "train", meta),
+            open_split(path, "val", meta),
+            meta["vocab_size"],
+            tokenizer_from_dict(meta["tokenizer"]),
+            documents=meta["splits"]["train"]["documents"],
+            floor=meta.get("floor_bits_per_byte", {}).get("val"),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SystemExit(
             f"{path}/meta.json is damaged ({error!r}); prepare the data again with prepare_data.py"
         ) from None
-    splits = {}
-    for split, count in counts.items():
-        if "files" in count:
-            shards = [open_shard(path / file) for file in count["files"]]
-        else:
-            shards = [open_ids(path / f"{split}.bin", meta["dtype"], count["tokens"])]
-        splits[split] = Tokens(shards, count["bytes"] / max(count["tokens"], 1))
-    return Dataset(
-        path,
-        splits["train"],
-        splits["val"],
-        meta["vocab_size"],
-        tokenizer,
-        documents=meta["splits"]["train"]["documents"],
-        floor=meta.get("floor_bits_per_byte", {}).get("val"),
-    )
+
+
+def open_split(path, split, meta):
+    """The Tokens of a split, as meta.json describes it."""
+    count = meta["splits"][split]
+    if "files" in count:
+        shards = [open_shard(path / file) for file in count["files"]]
+    else:
+        shards = [open_ids(path / f"{split}.bin", meta["dtype"], count["tokens"])]
+    return Tokens(shards, count["bytes"] / max(count["tokens"], 1))
 
 
 def open_ids(file, dtype, n):
@@ -152,6 +153,8 @@ def open_foreign(path):
 
 def open_shard(file):
     """The ids in one file, with llm.c's header or, as in nanoGPT, without one."""
+    if not file.is_file():
+        raise SystemExit(f"{file} is missing: copy it there, or prepare the data again")
     size = file.stat().st_size
     header = np.fromfile(file, dtype="<i4", count=3)
     dtype = MAGIC_DTYPES.get(int(header[0])) if len(header) == 3 else None

@@ -601,9 +601,9 @@ def test_fp8_without_torchao_names_the_install_line(train_tiny, monkeypatch):
     ("options", "told"),
     [
         (["--dataset=absent"], "there is no data in data"),
-        (["--dataset=defaults.py"], "defaults.py is a file. Make tokens of it"),
+        (["--dataset=defaults.py"], "defaults.py is a file. Tokenise it"),
         (["--dataset=absent"], "python prepare_data.py PATH_OF_YOUR_TEXT --dataset=absent"),
-        (["--dataset=stories"], "make it with: python prepare_data.py stories"),
+        (["--dataset=stories"], "prepare it with: python prepare_data.py stories"),
         (["--block_size=100000"], "block_size=100000 does not fit"),
         (["--vocab_size=3"], "vocab_size=3 is too small"),
         (["--init_from=resume", "--out_dir=out/none"], "there is no checkpoint out/none"),
@@ -785,8 +785,18 @@ def test_shards_of_llm_c_are_read(train_tiny, magic, dtype):
 def test_damaged_data_are_noticed_before_training(train_tiny):
     with open("data/tiny/train.bin", "ab") as file:
         file.write(b"\0\0")
-    with pytest.raises(SystemExit, match=r"train.bin has .* bytes where meta.json says"):
+    with pytest.raises(SystemExit, match=r"train.bin has .* bytes, but by meta.json"):
         train_tiny()
+    meta = json.loads(Path("data/tiny/meta.json").read_text(encoding="utf-8"))
+    splits = {split: meta["splits"][split] | {"files": ["x.bin"]} for split in meta["splits"]}
+    for broken, message in (
+        (meta | {"splits": splits}, r"x\.bin is missing"),
+        ({k: v for k, v in meta.items() if k != "vocab_size"}, "damaged .KeyError"),
+        (meta | {"splits": {"train": {}, "val": {}}}, "damaged .KeyError"),
+    ):
+        Path("data/tiny/meta.json").write_text(json.dumps(broken), encoding="utf-8")
+        with pytest.raises(SystemExit, match=message):
+            train_tiny()
 
 
 # --------------------------------------------------------------------------- what else it does
