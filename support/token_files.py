@@ -85,6 +85,8 @@ def how_to_make(name):
 
     if name == "shakespeare_char":
         return "python prepare_data.py shakespeare --dataset=shakespeare_char --tokenizer=char"
+    if name == "shakespeare":  # nanoGPT's, to fine-tune GPT-2 on
+        return "python prepare_data.py shakespeare --tokenizer=gpt2"
     source = name if name in NAMES else f"PATH_OF_YOUR_TEXT --dataset={name}"
     return f"python prepare_data.py {source}"
 

@@ -316,3 +316,8 @@ def test_a_path_is_shown_as_typed_here(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert as_typed(tmp_path / "config" / "x.py") == str(Path("config/x.py"))
+
+
+@pytest.mark.parametrize("option", ["--eval_only", "--eval-only", "--eval-only=True"])
+def test_a_switch_needs_no_value_however_it_is_written(option):
+    assert load_config(TrainConfig, [option, "--n-layer", "3"]).eval_only

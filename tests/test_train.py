@@ -604,6 +604,7 @@ def test_fp8_without_torchao_names_the_install_line(train_tiny, monkeypatch):
         (["--dataset=defaults.py"], "defaults.py is a file. Tokenise it"),
         (["--dataset=absent"], "python prepare_data.py PATH_OF_YOUR_TEXT --dataset=absent"),
         (["--dataset=stories"], "prepare it with: python prepare_data.py stories"),
+        (["--dataset=shakespeare"], "python prepare_data.py shakespeare --tokenizer=gpt2"),
         (["--block_size=100000"], "block_size=100000 does not fit"),
         (["--vocab_size=3"], "vocab_size=3 is too small"),
         (["--init_from=resume", "--out_dir=out/none"], "there is no checkpoint out/none"),
@@ -787,6 +788,7 @@ def test_damaged_data_are_noticed_before_training(train_tiny):
         file.write(b"\0\0")
     with pytest.raises(SystemExit, match=r"train.bin has .* bytes, but by meta.json"):
         train_tiny()
+    os.truncate("data/tiny/train.bin", Path("data/tiny/train.bin").stat().st_size - 2)
     meta = json.loads(Path("data/tiny/meta.json").read_text(encoding="utf-8"))
     splits = {split: meta["splits"][split] | {"files": ["x.bin"]} for split in meta["splits"]}
     for broken, message in (
