@@ -293,8 +293,8 @@ class CausalSelfAttention(nn.Module):
         self.dropout = make_dropout(config)
 
     def forward(self, x, rotate, mask=None, cache=None):
-        q = rotate(self.query_norm(self.heads(self.query(x))))             # (B, H, T, D)
-        k = rotate(self.key_norm(self.heads(self.key(x))))                 # (B, K, T, D)
+        q = rotate(self.query_norm(self.heads(self.query(x))))           # (B, H, T, D)
+        k = rotate(self.key_norm(self.heads(self.key(x))))               # (B, K, T, D)
         v = self.heads(self.value(x))                                    # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                        # (B, K, S, D)
