@@ -276,6 +276,7 @@ def draw(log):
         [record["step"] for record in evaluations],
         [record["val_loss"] for record in evaluations],
         color="C1",
+        linestyle=":",
         marker="o",
         ms=4,
         label="validation",
