@@ -1,11 +1,12 @@
 """Text for models that predict labels: one for a whole text, or one for each word."""
 
-from itertools import chain
-
 import regex
 
 HAN = r"\p{Han}"
-WORD = regex.compile(rf"{HAN}|[\p{{L}}\p{{N}}\p{{M}}_]+(?:['’-][\p{{L}}]+)*|[^\s]")
+LETTER = r"[\p{L}\p{N}\p{M}_]"
+WORD = regex.compile(rf"{HAN}|{LETTER}+(?:['’-][\p{{L}}]+)*|[^\s]")
+# From the first letter between two spaces to the last, as 10.5 or a@b.com; U.S. keeps its last dot.
+WHOLE_WORD = regex.compile(rf"{LETTER}(?:\S*{LETTER})?(?:(?<=\.\p{{L}})\.)?|[.-]+|\S")
 LABEL = "\n\nLabel:"  # between a text and its label where the model generates it
 CLOSING = regex.compile(r"[,.!?;:%)\]}»”’。，、！？；：）》」』…]|['’]\p{L}+|n't")
 OPENING = regex.compile(r"[(\[{«“‘（《「『]")
@@ -14,18 +15,11 @@ OPENING = regex.compile(r"[(\[{«“‘（《「『]")
 def words_of(text, blanks=False):
     """The words, Chinese characters and punctuation marks of a text, in order.
 
-    blanks: Chinese between spaces is one word, if there are any spaces.
+    blanks: what stands between spaces is one word, apart from the punctuation around it; Chinese
+    only if there are any spaces.
     """
-    parts = text.split()
-    if not blanks or len(parts) < 2:
-        return WORD.findall(text.strip())
-    words = ([part] if regex.search(HAN, part) else WORD.findall(part) for part in parts)
-    return list(chain.from_iterable(words))
-
-
-def is_chinese_word(word):
-    """Whether a word has several Chinese characters, which `words_of` would split into words."""
-    return len(regex.findall(HAN, word)) > 1
+    whole = blanks and (len(text.split()) > 1 or not is_han(text))
+    return (WHOLE_WORD if whole else WORD).findall(text)
 
 
 def gaps(words):
@@ -46,8 +40,9 @@ def word_tokens(words, tokenizer):
     """(tokens, index of the last token of each word)."""
     tokens, ends = [], []
     for gap, word in zip(gaps(words), words):
-        tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist()
-        ends.append(max(0, len(tokens) - 1))
+        # A word without any known character is one token too, as each has its own tag.
+        tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist() or [0]
+        ends.append(len(tokens) - 1)
     return tokens, ends
 
 
@@ -58,7 +53,7 @@ def pieces(words, tokenizer, first, block_size):
     """
     while words:
         tokens, ends = word_tokens(words, tokenizer)
-        tokens, ends = [*first, *tokens] or [0], [len(first) + end for end in ends]
+        tokens, ends = [*first, *tokens], [len(first) + end for end in ends]
         n = max(1, sum(end < block_size for end in ends))
         ends = [min(end, block_size - 1) for end in ends[:n]]
         yield tokens[: ends[-1] + 1], ends

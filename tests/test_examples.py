@@ -214,6 +214,32 @@ def test_words_are_joined_as_in_running_text_and_each_has_an_end():
     assert words_of("Mei's kite, 风筝!") == ["Mei's", "kite", ",", "风", "筝", "!"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "It cost 10.5 % in the U.S. , or 1,000 ( a@b.com ) .",
+        "Mei's well-known AT&T -- 3/4 ...",
+        "U.S.-based",
+    ],
+)
+def test_a_word_between_spaces_is_whole_apart_from_the_punctuation_around_it(words):
+    natural = words.replace(" ,", ",").replace("( ", "(").replace(" )", ")").replace(" %", "%")
+    assert words_of(natural, blanks=True) == words_of(words, blanks=True) == words.split()
+    assert words_of("the kite (Mei's).", blanks=True) == ["the", "kite", "(", "Mei's", ")", "."]
+
+
+def test_half_characters_that_json_escapes_write_are_repaired():
+    wrote("text.jsonl", '{"text": "a \\ud83d!"}\n{"text": "\\ud83d\\ude00"}\n{"text": "b"}\n')
+    found = open_examples("text.jsonl", "text", val_fraction=0.3)
+    texts = {line["text"] for lines in found.values() for line in lines}
+    assert texts == {"a \ufffd!", "😀", "b"}
+    said = [{"role": role, "content": f"{role} \ud83d"} for role in ("user", "assistant")]
+    line = line_of({"messages": said}, "chat", {}, "x")
+    assert [m["content"] for m in line["messages"]] == ["user \ufffd", "assistant \ufffd"]
+    line = line_of({"tokens": ["\ud83d"], "tags": ["O"]}, "tagging", {}, "x")
+    assert line == {"tokens": ["\ufffd"], "tags": ["O"]}
+
+
 def test_alpacas_system_and_history_are_read():
     line = {
         "instruction": "再见",

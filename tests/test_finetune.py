@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 import finetune as finetune_module
+import sample
 from finetune import FinetuneConfig, all_examples, example_batches, fitting, noisy
 from model import IGNORED, ModelConfig, Transformer
 from support.chat import without_thoughts
@@ -26,7 +27,12 @@ from support.huggingface import write_model
 from support.labelling import words_of
 from support.processes import World
 from support.tasks import Example, batch_of, open_task, shifted
-from support.tokenizer import byte_tokenizer, own_tokenizer, tokenizer_from_dict
+from support.tokenizer import (
+    byte_tokenizer,
+    char_tokenizer,
+    own_tokenizer,
+    tokenizer_from_dict,
+)
 from support.tokenizer_files import CHATML
 from tests.conftest import REPOSITORY, call
 from train import make_optimizers
@@ -201,6 +207,15 @@ def test_long_sentences_are_tagged_piece_by_piece_and_nothing_is_lost():
     assert tags == line["tags"]
     answers = task.answers(small(n_labels=3, tie_weights=False, block_size=20), [line])
     assert len(answers[0]) == 30
+
+
+def test_a_word_that_the_tokenizer_does_not_know_has_its_own_tag():
+    lines = [{"tokens": ["鱼", "猫", "鱼", "狗"], "tags": ["O", "B-PET", "I-PET", "B-PER"]}]
+    config = FinetuneConfig(task="tagging", block_size=64, position="rope")
+    splits = {split: lines for split in ("train", "val", "test")}
+    task = open_task(config, splits, char_tokenizer(["猫狗"]), 0)
+    (example,) = task.examples(lines[0])
+    assert [task.labels[target] for target in example.targets] == lines[0]["tags"]
 
 
 # -------------------------------------------------------------------------------- rows of examples
@@ -487,6 +502,33 @@ def test_a_classifier_and_a_tagger_label_new_text(tune, run, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 80  # more than the context holds
     with pytest.raises(SystemExit, match="cannot converse"):
         run("sample.py", "--out_dir=out/tuned", "--chat")
+
+
+def test_new_text_is_labelled_in_parts_as_long_as_in_training(tune, run, capsys, monkeypatch):
+    tune("classification", "--block_size=16")
+    long, told = "the dog saw a cat and the cat ran", []
+    for start in (long, long[-16:]):
+        capsys.readouterr()
+        run("sample.py", "--out_dir=out/tuned", f"--start={start}", "--device=cpu")
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    tune("tagging", "--block_size=16", "--max_iters=1")
+    sizes, of = [], sample.pieces
+    monkeypatch.setattr(sample, "pieces", lambda *given: sizes.append(given[-1]) or of(*given))
+    run("sample.py", "--out_dir=out/tuned", f"--start={long}", "--device=cpu")
+    assert sizes == [16]
+
+
+def test_numbers_and_abbreviations_are_tagged_whole_if_the_examples_have_such(tune, run, capsys):
+    words = "He left the U.S. on 1996-08-22 with 10.5 % .".split()
+    lines = [{"tokens": words, "tags": ["O", "O", "O", "B-LOC", *"OOOOOO"]}] * 20
+    for split in ("train", "val", "test"):
+        Path(f"tasks/tagging/{split}.jsonl").write_text(jsonl(lines), encoding="utf-8")
+    tune("tagging", "--max_iters=1")
+    capsys.readouterr()
+    for typed in (" ".join(words), "He left the U.S. on 1996-08-22 with 10.5%."):
+        run("sample.py", "--out_dir=out/tuned", f"--start={typed}", "--device=cpu")
+        assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == words
 
 
 def test_chinese_is_tagged_in_the_words_that_were_learned(tune, run, capsys):
@@ -843,7 +885,7 @@ def test_a_model_of_hugging_faces_is_not_written_over(tune):
     ("task", "name", "text", "options", "told"),
     [
         ("classification", "a.csv", "text,label\nHello, you,x\n", [], "line 2: more cells than"),
-        ("classification", "a.csv", 'text,label\n"a"b,x\n', [], "not csv"),
+        ("classification", "a.csv", 'text,label\n"a"b,x\n', [], "line 2: not csv"),
         ("classification", "a.csv", "text,label\na,x\n", ["lable=x"], "ours are text, label"),
         ("classification", "a.csv", "text,label\na,x\n", ["text=mesage"], "no field 'mesage'"),
         ("completion", "a.jsonl", "", [], "has no examples"),
@@ -876,10 +918,16 @@ def test_sharegpts_conversations_are_read(tmp_path):
     (line,) = checked(path, "chat", "auto", {}, "utf-8")
     roles = [(message["role"], message["content"]) for message in line["messages"]]
     assert roles == [("user", "hi"), ("assistant", "你好")]
+    for more, system in (([], "be kind"), ([{"from": "system", "value": "be brief"}], "be brief")):
+        content = {"conversations": [*more, *turns], "system": "be kind"}
+        path.write_text(jsonl([content]), encoding="utf-8")
+        (line,) = checked(path, "chat", "auto", {}, "utf-8")
+        assert line["messages"][0] == {"role": "system", "content": system}
+        assert len(line["messages"]) == 3
 
 
 def test_chinese_between_blanks_is_a_word_and_english_is_still_taken_apart():
-    assert words_of("I saw 小明.", blanks=True) == ["I", "saw", "小明."]
+    assert words_of("I saw 小明.", blanks=True) == ["I", "saw", "小明", "."]
     assert words_of("小明 saw Paris.", blanks=True) == ["小明", "saw", "Paris", "."]
 
 
