@@ -166,6 +166,12 @@ def all_examples(task, lines, config):
     return examples, counts
 
 
+def origins(task, lines, config):
+    """(index of its line, its place among the line's examples) of each of `all_examples`."""
+    numbers = [len(all_examples(task, [line], config)[0]) for line in lines]
+    return [(i, place) for i, number in enumerate(numbers) for place in range(number)]
+
+
 def example_batches(task, lines, examples, config, world):
     """`batch_at(step)`: this process's micro-batches of that step, dicts for `model(**batch)`.
 
@@ -180,15 +186,16 @@ def example_batches(task, lines, examples, config, world):
             f"word_deletion, word_swap and token_shift are for classification and completion; "
             f"for --task={config.task} leave them out"
         )
-    n = len(lines) if is_noisy else len(examples)
+    n, origin = len(examples), origins(task, lines, config) if is_noisy else []
     pack = config.position == "rope" if config.pack == "auto" else config.pack
 
     def examples_at(number, epoch):
         if not is_noisy:
             return [examples[number]]
-        chance = np.random.default_rng([config.seed, epoch, number]).random
-        changed = noisy(lines[number][task.noisy_field], config, chance)
-        return all_examples(task, [lines[number] | {task.noisy_field: changed}], config)[0]
+        i, place = origin[number]
+        chance = np.random.default_rng([config.seed, epoch, i]).random
+        changed = lines[i] | {task.noisy_field: noisy(lines[i][task.noisy_field], config, chance)}
+        return all_examples(task, [changed], config)[0][place : place + 1]
 
     def batch_at(step):
         # The next examples of an endless reading, in which each epoch is shuffled in its own way.
@@ -332,14 +339,14 @@ def test(task, lines, model, config, world):
     for name, guesses in task.guesses(lines["train"], lines["test"]).items():
         rows[name] = task.numbers(lines["test"], guesses, math.nan, 0)
     print(f"\n{len(lines['test']):,} test examples, with {config.out_dir}/{BEST}:\n\n{table(rows)}")
-    details = task.report(lines["test"], answers, config.out_dir)
-    print(f"\n{details}\n" if details else "")
     with replacing(Path(config.out_dir) / "test.json", "w") as file:
         json.dump(rows, file, indent=1, ensure_ascii=False)
     with replacing(Path(config.out_dir) / "predictions.jsonl", "w") as file:
         for line, answer in zip(lines["test"], answers):
             answered = line if answer is None else line | {"answer": answer}
             file.write(json.dumps(answered, ensure_ascii=False) + "\n")
+    details = task.report(lines["test"], answers, config.out_dir)
+    print(f"\n{details}\n" if details else "")
 
 
 # ----------------------------------------------------------------------------------------- main

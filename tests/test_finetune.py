@@ -349,6 +349,21 @@ def test_random_changes_differ_by_epoch_and_depend_on_the_step_alone():
     assert answers == {f" {a}".encode() for a in ANIMALS}  # they are never changed
 
 
+def test_random_changes_leave_the_parts_of_a_long_text_in_batches_of_their_own():
+    shape = dict(task="classification", block_size=8, batch_size=4, long="chunk", pack=False)
+    plain, barely = FinetuneConfig(**shape), FinetuneConfig(**shape, word_swap=1e-12)
+    task = task_of("classification", plain)
+    examples, _ = all_examples(task, LINES["classification"], plain)
+    assert len(examples) > 2 * len(LINES["classification"])
+    batches, same = (
+        example_batches(task, LINES["classification"], examples, config, ALONE)
+        for config in (plain, barely)
+    )
+    for step in range(2 * len(examples) // 4):  # two epochs
+        assert torch.equal(batches(step)[0]["inputs"], same(step)[0]["inputs"])
+        assert torch.equal(batches(step)[0]["targets"], same(step)[0]["targets"])
+
+
 def test_random_changes_are_refused_where_they_would_spoil_the_answers(tune):
     with pytest.raises(SystemExit, match="classification and completion"):
         tune("tagging", "--token_shift=0.1")
@@ -741,13 +756,26 @@ def test_a_character_that_the_model_does_not_know_is_shown(run):
     shape = [word for word in BASE if not word.startswith("--max_iters")]
     run("train.py", "base.py", *shape, "--dataset=chars", "--out_dir=out/chars", "--max_iters=1")
     words = "--task=text", "--dataset=tasks/text", *QUICK, "--init_from=out/chars"
-    with pytest.raises(SystemExit, match="tasks/text: this tokenizer has no '0'"):
+    first = "tasks/text, train example 1, which begins with 'the cat ran home 0'"
+    with pytest.raises(SystemExit, match=f"{first}: this tokenizer has no '0'"):
         run("finetune.py", "empty.py", *words)
     labelled = [{"text": "the 猫 saw" + " a" * i, "label": "ab"[i % 2]} for i in range(20)]
     Path("labels.jsonl").write_text(jsonl(labelled), encoding="utf-8")
     run("finetune.py", "empty.py", "--task=classification", "--dataset=labels.jsonl", *words[2:])
     with pytest.raises(SystemExit, match="start='@' cannot be continued"):
         run("sample.py", "--out_dir=out/tuned", "--start=@")
+    for split, more in (
+        ("train", []),
+        ("val", []),
+        ("test", [{"text": "who @ ran", "label": "a"}]),
+    ):
+        path = Path(f"labels/{split}.jsonl")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(jsonl(labelled[:4] + more), encoding="utf-8")
+    words = "--dataset=labels", *words[2:], "--out_dir=out/more"
+    with pytest.raises(SystemExit, match="test example 5, which begins with 'who @ ran'"):
+        run("finetune.py", "empty.py", "--task=classification", *words)
+    assert not Path("out/more").exists()
 
 
 def test_a_run_of_the_other_script_is_answered_with_its_name(tune, run):
@@ -833,13 +861,38 @@ def test_one_long_answer_leaves_the_other_prompts_as_they_are(tune):
     config = FinetuneConfig(task="completion", block_size=96, position="rope")
     lines = [*LINES["completion"], long]
     task = open_task(config, dict.fromkeys(("train", "val"), lines), byte_tokenizer(), 0)
-    assert task.longest == 48
+    assert task.longest == 80  # beside it 16 tokens of a prompt are left
     seen = []
     model = small(block_size=96)
     forward = model.forward
     model.forward = lambda *args, **words: seen.append(args[0].shape[1]) or forward(*args, **words)
     task.answers(model, LINES["completion"])
-    assert max(seen) == max(len(task.asked(line)) for line in LINES["completion"])
+    assert seen[0] == max(len(task.asked(line)) for line in LINES["completion"])
+
+
+@pytest.mark.parametrize("task", ["completion", "chat"])
+def test_a_prompt_that_is_cut_is_the_one_of_training(task, monkeypatch):
+    size, lines = 24 if task == "completion" else 50, LINES[task]
+    config = FinetuneConfig(task=task, block_size=size, position="rope")
+    task = task_of(task, config)
+    monkeypatch.setattr("support.tasks.written", lambda _, __, prompts, *___: [*map(str, prompts)])
+    more = [line | {"prompt": "tell! " * 5 + line["prompt"]} for line in lines if "prompt" in line]
+    lines = [*lines, *more]
+    for line, answer in zip(lines, task.answers(None, lines)):
+        ((inputs, targets),) = fitting(task.examples(line)[-1], size, "cut")
+        asked = [i for i, target in enumerate(targets) if target != IGNORED][-task.length(line)]
+        assert answer == str(inputs[: asked + 1])
+
+
+def test_results_are_written_before_the_picture(tune, monkeypatch):
+    def fail(*_):
+        raise OSError("no room for a picture")
+
+    monkeypatch.setattr("support.tasks.draw_confusion", fail)
+    with pytest.raises(OSError, match="no room"):
+        tune("classification", "--max_iters=1")
+    assert "accuracy" in results()["this model"]
+    assert len(Path("out/tuned/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 6
 
 
 def test_a_dataset_of_ones_own_does_not_get_the_recipe_for_stories(run, capsys):
