@@ -119,7 +119,7 @@ class FinetuneConfig(TrainConfig):
         check_range(self, "lora_dropout word_deletion word_swap token_shift", at_least=0, below=1)
         check_range(self, "val_fraction", above=0, below=0.5)
         check_range(self, "teacher_weight", at_least=0, at_most=1)
-        check_range(self, "teacher_temperature epochs", above=0)
+        check_range(self, "teacher_temperature epochs", above=0, below=math.inf)
         unknown = set(self.lora_targets) - set(MATRICES)
         if unknown or not self.lora_targets:
             raise ValueError(
@@ -127,10 +127,6 @@ class FinetuneConfig(TrainConfig):
             )
         if self.target_shift != 1:
             raise ValueError(f"target_shift={self.target_shift} is for train.py; leave it out")
-        if self.merge and self.method != "lora":
-            raise ValueError(f"merge=True is for --method=lora, not {self.method}")
-        if self.generative and self.task != "classification":
-            raise ValueError(f"generative=True is for --task=classification, not {self.task}")
 
 
 # ------------------------------------------------------------------- batches with masked targets
@@ -356,9 +352,15 @@ def read_finetune_config():
     """What `read_config` returns; a resumed run keeps its task and its method."""
     fixed = ("optimizer", "task", "generative", "pretrained", "redraw", "method")
     fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
-    own = typed_options(sys.argv[1:]).keys() & {"init_from", "dataset", "data", "task"}
+    typed = typed_options(sys.argv[1:]).keys()
+    own = typed & {"init_from", "dataset", "data", "task"}
     config, resumed = read_config(FinetuneConfig, None if own else QUICK_START, fixed)
-    if resumed and config.epochs != resumed["train_config"]["epochs"]:
+    if config.merge and config.method != "lora":
+        raise SystemExit(f"merge=True is for --method=lora, not {config.method}")
+    if config.generative and config.task != "classification":
+        raise SystemExit(f"generative=True is for --task=classification, not {config.task}")
+    other_epochs = resumed and config.epochs != resumed["train_config"]["epochs"]
+    if other_epochs and "max_iters" not in typed:
         config = dataclasses.replace(config, max_iters=None)
     return config, resumed
 

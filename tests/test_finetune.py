@@ -87,7 +87,9 @@ def made(tmp_path_factory):
         patch.chdir(folder)
         text = "\n".join(f"the {a} saw a {b} 跑" for a in ANIMALS for b in ANIMALS) * 30
         Path("tiny.txt").write_text(text, encoding="utf-8")
-        call(patch, "prepare_data.py", "tiny.txt", "--dataset=tiny", "--tokenizer=byte")
+        Path("first.txt").write_text("a dog", encoding="utf-8")  # and there it ends
+        two = "first.txt", "tiny.txt"
+        call(patch, "prepare_data.py", *two, "--dataset=tiny", "--tokenizer=byte")
         Path("base.py").write_text("dataset = 'tiny'\nout_dir = 'out/base'\n", encoding="utf-8")
         call(patch, "train.py", "base.py", *BASE)
         for task, lines in LINES.items():
@@ -425,8 +427,29 @@ def test_an_adapter_is_small_and_is_put_on_its_base_again(method, tune, run, cap
 def test_an_adapter_is_not_written_over_its_base(tune):
     with pytest.raises(SystemExit, match="--out_dir=out/base_lora"):
         tune("completion", "--method=lora", "--out_dir=out/base")
+    with pytest.raises(SystemExit, match="--out_dir=out/base_lora"):
+        tune("completion", "--method=lora", "--out_dir=out/base", "--init_from=out/base/best.pt")
     tune("completion", "--out_dir=out/base", "--max_iters=1")  # a whole model may be
     assert Path("out/base/previous-1/best.pt").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter", "prefix"])
+def test_an_end_that_the_base_has_never_seen_is_not_left_to_a_frozen_head(method, tune):
+    words = f"--method={method}", "--dry_run"
+    with pytest.raises(SystemExit, match=r"was not taught to chat.*use --method=full or last"):
+        tune("chat", *words)
+    base = last("out/base")
+    base["data"]["train_documents"] = 1
+    save_checkpoint("out/one_text/best.pt", base)
+    words += ("--init_from=out/one_text",)
+    for task, *more in (["completion"], ["classification", "--generative"]):
+        with pytest.raises(SystemExit, match="was not taught to end a text"):
+            tune(task, *words, *more)
+    tune("classification", *words)  # its head is new
+    for task in ("chat", "completion"):
+        base["task"] = {"task": task, "labels": []}
+        save_checkpoint("out/one_text/best.pt", base)
+        tune(task, *words)
 
 
 def test_an_adapter_refuses_another_base(tune, run):
@@ -732,6 +755,9 @@ def test_what_is_to_be_redrawn_starts_anew_and_nothing_else(tune, parts):
         (["--document_mask=True"], "document_mask"),
         (["--init_from=scratch"], "--pretrained=False"),
         (["--val_fraction=0"], "val_fraction"),
+        (["--epochs=inf"], "epochs=inf must be above 0 and below inf"),
+        (["--epochs=nan"], "epochs=nan must be above 0 and below inf"),
+        (["--teacher_temperature=nan"], "teacher_temperature=nan must be above 0"),
         (["--num_train_epochs=3"], "--epochs"),
         (["--best_metric=bleuu"], "bleuu"),
     ],
@@ -786,6 +812,38 @@ def test_a_run_of_the_other_script_is_answered_with_its_name(tune, run):
         run("finetune.py", "--init_from=resume", "--out_dir=out/base")
     with pytest.raises(SystemExit, match="method=lora does not match"):
         run("finetune.py", "--init_from=resume", "--out_dir=out/tuned", "--method=lora")
+
+
+def test_a_finished_run_may_be_merged_later_and_a_setting_of_its_own_may_be_repeated(tune, run):
+    tune("completion", "--method=lora", "--max_iters=1")
+    run("finetune.py", "--init_from=resume", "--out_dir=out/tuned", "--merge")
+    assert Path("out/tuned/merged.pt").exists()
+    tune("classification", "--generative", "--max_iters=1")
+    again = "--init_from=resume", "--out_dir=out/tuned"
+    run("finetune.py", *again, "--generative")
+    with pytest.raises(SystemExit, match="merge=True is for --method=lora, not full"):
+        run("finetune.py", *again, "--merge")
+
+
+def test_a_resumed_run_makes_as_many_updates_as_are_typed(tune, run, capsys):
+    tune("completion", "--max_iters=1")  # 24 examples, 4 at a time
+    again = "--init_from=resume", "--out_dir=out/tuned", "--dry_run"
+    for typed, steps in ((["--epochs=2"], 12), (["--epochs=2", "--max_iters=5"], 5)):
+        run("finetune.py", *again, *typed)
+        assert f"dry run: {steps} steps" in capsys.readouterr().out
+
+
+def test_tokens_of_another_kind_are_told_which_command_makes_the_right_ones(tune, run):
+    tune("text", "--dataset=tiny", "--max_iters=1", "--eval_iters=1")
+    run("prepare_data.py", "tiny.txt", "--dataset=chars", "--tokenizer=char")
+    resumed = "--init_from=resume", "--out_dir=out/tuned", "--dataset=chars"
+    for source, words in (("out/base", []), ("out/tuned", resumed)):
+        with pytest.raises(SystemExit, match=f"--tokenizer={source}$"):
+            tune("text", "--dataset=chars", *words)
+    shape = [word for word in BASE if not word.startswith("--max_iters")]
+    run("train.py", "base.py", *shape, "--dataset=chars", "--out_dir=out/chars", "--max_iters=1")
+    with pytest.raises(SystemExit, match="out/chars has different tokens from the model's"):
+        tune("text", *resumed[:2], "--dataset=tiny", "--teacher=out/chars")
 
 
 def test_data_is_another_word_for_dataset(run):
@@ -916,6 +974,19 @@ def test_a_resumed_run_evaluates_its_average(tune, run, capsys):
     capsys.readouterr()
     run("finetune.py", "--init_from=resume", "--out_dir=out/tuned", "--eval_only=True")
     assert f"val loss {logged['val_loss']:.4f}" in capsys.readouterr().out
+
+
+def test_the_average_of_a_tied_model_is_tested_with_its_own_head(tune):
+    base = last("out/base")
+    base["model_config"]["tie_weights"] = True
+    base["model"]["head.weight"] = base["model"]["token_embedding.weight"]
+    save_checkpoint("out/tied/best.pt", base)
+    words = "--init_from=out/tied", "--ema_decay=0.9", "--best_metric=val_loss"
+    tune("completion", *words, "--eval_interval=4", "--eval_iters=0")
+    log = Path("out/tuned/log.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [line["val_loss"] for line in map(json.loads, log) if "val_loss" in line]
+    assert results()["this model"]["loss"] == pytest.approx(min(losses))
+    assert len(losses) == 2 and min(losses) < losses[0]
 
 
 @pytest.mark.parametrize("method", ["prefix", "adapter"])
