@@ -16,7 +16,7 @@ from support.adapters import adds, fingerprint_of, put_in, settings_of
 from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_model, model_in, refuse_added
 from support.examples import open_examples
-from support.labelling import words_of
+from support.labelling import is_chinese_word
 from support.starting_point import check_tokenizer, model_part, tell_changes
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
@@ -129,9 +129,8 @@ def describe_answers(config, task, lines):
     """What a checkpoint stores about the task: everything needed to answer."""
     answers = {"task": config.task, "generative": config.generative, "labels": list(task.labels)}
     if config.task == "tagging":
-        words = set(chain.from_iterable(line["tokens"] for line in lines["train"]))
-        # Whether only spaces say where a word ends.
-        answers["blanks"] = any(len(words_of(word)) > 1 for word in words)
+        words = chain.from_iterable(line["tokens"] for line in lines["train"])
+        answers["blanks"] = any(map(is_chinese_word, words))
     return answers
 
 

@@ -1,12 +1,15 @@
 """Text for models that predict labels: one for a whole text, or one for each word."""
 
+from itertools import chain
+
 import regex
 
 HAN = r"\p{Han}"
-LETTER = r"[\p{L}\p{N}\p{M}_]"
-WORD = regex.compile(rf"{HAN}|{LETTER}+(?:['’-][\p{{L}}]+)*|[^\s]")
-# From the first letter between two spaces to the last, as 10.5 or a@b.com; U.S. keeps its last dot.
-WHOLE_WORD = regex.compile(rf"{LETTER}(?:\S*{LETTER})?(?:(?<=\.\p{{L}})\.)?|[.-]+|\S")
+LETTERS = r"[\p{L}\p{N}\p{M}_--\p{Han}]+"
+JOINT = r"(?:['’./@&-]|(?<=\d)[,:](?=\d))"  # as in Mei's, 1996-08-22, 10.5, 1,000 or a@b.com
+WORD = regex.compile(
+    rf"(?V1){HAN}|{LETTERS}(?:{JOINT}{LETTERS})*(?:(?<=\.\p{{L}})\.)?|\S"  # U.S. with its dots
+)
 LABEL = "\n\nLabel:"  # between a text and its label where the model generates it
 CLOSING = regex.compile(r"[,.!?;:%)\]}»”’。，、！？；：）》」』…]|['’]\p{L}+|n't")
 OPENING = regex.compile(r"[(\[{«“‘（《「『]")
@@ -15,11 +18,18 @@ OPENING = regex.compile(r"[(\[{«“‘（《「『]")
 def words_of(text, blanks=False):
     """The words, Chinese characters and punctuation marks of a text, in order.
 
-    blanks: what stands between spaces is one word, apart from the punctuation around it; Chinese
-    only if there are any spaces.
+    blanks: Chinese between spaces is one word, if there are any spaces.
     """
-    whole = blanks and (len(text.split()) > 1 or not is_han(text))
-    return (WHOLE_WORD if whole else WORD).findall(text)
+    parts = text.split()
+    if not blanks or len(parts) < 2:
+        return WORD.findall(text.strip())
+    words = ([part] if regex.search(HAN, part) else WORD.findall(part) for part in parts)
+    return list(chain.from_iterable(words))
+
+
+def is_chinese_word(word):
+    """Whether a word has several Chinese characters, which `words_of` would split into words."""
+    return len(regex.findall(HAN, word)) > 1
 
 
 def gaps(words):
