@@ -119,7 +119,7 @@ class FinetuneConfig(TrainConfig):
         check_range(self, "lora_dropout word_deletion word_swap token_shift", at_least=0, below=1)
         check_range(self, "val_fraction", above=0, below=0.5)
         check_range(self, "teacher_weight", at_least=0, at_most=1)
-        check_range(self, "teacher_temperature epochs", above=0)
+        check_range(self, "teacher_temperature epochs", above=0, below=math.inf)
         unknown = set(self.lora_targets) - set(MATRICES)
         if unknown or not self.lora_targets:
             raise ValueError(
@@ -127,10 +127,6 @@ class FinetuneConfig(TrainConfig):
             )
         if self.target_shift != 1:
             raise ValueError(f"target_shift={self.target_shift} is for train.py; leave it out")
-        if self.merge and self.method != "lora":
-            raise ValueError(f"merge=True is for --method=lora, not {self.method}")
-        if self.generative and self.task != "classification":
-            raise ValueError(f"generative=True is for --task=classification, not {self.task}")
 
 
 # ------------------------------------------------------------------- batches with masked targets
@@ -166,6 +162,12 @@ def all_examples(task, lines, config):
     return examples, counts
 
 
+def origins(task, lines, config):
+    """(index of its line, its place among the line's examples) of each of `all_examples`."""
+    numbers = [len(all_examples(task, [line], config)[0]) for line in lines]
+    return [(i, place) for i, number in enumerate(numbers) for place in range(number)]
+
+
 def example_batches(task, lines, examples, config, world):
     """`batch_at(step)`: this process's micro-batches of that step, dicts for `model(**batch)`.
 
@@ -180,15 +182,16 @@ def example_batches(task, lines, examples, config, world):
             f"word_deletion, word_swap and token_shift are for classification and completion; "
             f"for --task={config.task} leave them out"
         )
-    n = len(lines) if is_noisy else len(examples)
+    n, origin = len(examples), origins(task, lines, config) if is_noisy else []
     pack = config.position == "rope" if config.pack == "auto" else config.pack
 
     def examples_at(number, epoch):
         if not is_noisy:
             return [examples[number]]
-        chance = np.random.default_rng([config.seed, epoch, number]).random
-        changed = noisy(lines[number][task.noisy_field], config, chance)
-        return all_examples(task, [lines[number] | {task.noisy_field: changed}], config)[0]
+        i, place = origin[number]
+        chance = np.random.default_rng([config.seed, epoch, i]).random
+        changed = lines[i] | {task.noisy_field: noisy(lines[i][task.noisy_field], config, chance)}
+        return all_examples(task, [changed], config)[0][place : place + 1]
 
     def batch_at(step):
         # The next examples of an endless reading, in which each epoch is shuffled in its own way.
@@ -332,14 +335,14 @@ def test(task, lines, model, config, world):
     for name, guesses in task.guesses(lines["train"], lines["test"]).items():
         rows[name] = task.numbers(lines["test"], guesses, math.nan, 0)
     print(f"\n{len(lines['test']):,} test examples, with {config.out_dir}/{BEST}:\n\n{table(rows)}")
-    details = task.report(lines["test"], answers, config.out_dir)
-    print(f"\n{details}\n" if details else "")
     with replacing(Path(config.out_dir) / "test.json", "w") as file:
         json.dump(rows, file, indent=1, ensure_ascii=False)
     with replacing(Path(config.out_dir) / "predictions.jsonl", "w") as file:
         for line, answer in zip(lines["test"], answers):
             answered = line if answer is None else line | {"answer": answer}
             file.write(json.dumps(answered, ensure_ascii=False) + "\n")
+    details = task.report(lines["test"], answers, config.out_dir)
+    print(f"\n{details}\n" if details else "")
 
 
 # ----------------------------------------------------------------------------------------- main
@@ -349,9 +352,15 @@ def read_finetune_config():
     """What `read_config` returns; a resumed run keeps its task and its method."""
     fixed = ("optimizer", "task", "generative", "pretrained", "redraw", "method")
     fixed += tuple(knob for knobs in SETTINGS.values() for knob in knobs)
-    own = typed_options(sys.argv[1:]).keys() & {"init_from", "dataset", "data", "task"}
+    typed = typed_options(sys.argv[1:]).keys()
+    own = typed & {"init_from", "dataset", "data", "task"}
     config, resumed = read_config(FinetuneConfig, None if own else QUICK_START, fixed)
-    if resumed and config.epochs != resumed["train_config"]["epochs"]:
+    if config.merge and config.method != "lora":
+        raise SystemExit(f"merge=True is for --method=lora, not {config.method}")
+    if config.generative and config.task != "classification":
+        raise SystemExit(f"generative=True is for --task=classification, not {config.task}")
+    other_epochs = resumed and config.epochs != resumed["train_config"]["epochs"]
+    if other_epochs and "max_iters" not in typed:
         config = dataclasses.replace(config, max_iters=None)
     return config, resumed
 

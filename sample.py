@@ -484,10 +484,12 @@ def write_answer(context, stream, prompt, config, seed, out):
 
 
 @torch.inference_mode()
-def write_labels(model, tokenizer, start, documents, task, out):
-    """Write the probability of each label of a text, or the tag of each word."""
-    first = tokens_before(tokenizer, documents)
-    device, size = model.token_embedding.weight.device, model.config.block_size
+def write_labels(model, tokenizer, start, documents, task, size, out):
+    """Write the probability of each label of a text, or the tag of each word.
+
+    The model reads at most `size` tokens at once, as in training.
+    """
+    first, device = tokens_before(tokenizer, documents), model.token_embedding.weight.device
     if task["task"] == "tagging":
         words, best = words_of(start, task.get("blanks", False)), []
         for tokens, ends in pieces(words, tokenizer, first, size):
@@ -584,10 +586,13 @@ def begin_conversation(model, tokenizer, task, config):
         raise SystemExit(str(error)) from None
 
 
-def write_for(context, tokenizer, start, documents, task, config):
+def write_for(context, tokenizer, start, checkpoint, config):
     """Write the model's continuation or labels of `start`, and how fast it was."""
-    if context.model.config.n_labels:
-        write_labels(context.model, tokenizer, start, documents, task, sys.stdout)
+    model, task = context.model, checkpoint.get("task") or {}
+    documents = checkpoint["data"].get("train_documents", 0)
+    if model.config.n_labels:
+        size = min(model.config.block_size, checkpoint["train_config"]["block_size"])
+        write_labels(model, tokenizer, start, documents, task, size, sys.stdout)
         return
     start += LABEL if task.get("generative") else ""  # it was taught to write one
     prompt = first_tokens(tokenizer, start, documents)
@@ -601,7 +606,6 @@ def main():
     config = load_config(SampleConfig)
     with open_world(config.device, config.dtype, to_train=False) as world:
         model, tokenizer, checkpoint = load_for_sampling(config, world)
-        documents = checkpoint["data"].get("train_documents", 0)
         task = checkpoint.get("task") or {}
         tell_unused(config)
         if config.chat:
@@ -612,7 +616,7 @@ def main():
         context = new_context(model, config)
         for start in starts(config):
             try:
-                write_for(context, tokenizer, start, documents, task, config)
+                write_for(context, tokenizer, start, checkpoint, config)
             except SystemExit as error:
                 if not config.interactive:
                     raise

@@ -52,7 +52,7 @@ def load_teacher(config, start, world):
         )
     ours, same_end = start.metadata["tokenizer"], {"eot": 0}  # in a chat, `eot` ends a turn
     if tokenizer and not same_tokens(tokenizer.to_dict() | same_end, ours | same_end):
-        raise SystemExit(f"teacher={config.teacher} has other tokens than {config.init_from}")
+        raise SystemExit(f"teacher={config.teacher} has different tokens from the model's")
     if teacher.config.block_size < config.block_size:
         raise SystemExit(
             f"teacher={config.teacher} has a context of {teacher.config.block_size} tokens; "

@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from support.files import advice_on_encoding, check_encoding, with_mark
+from support.tokenizer import repair
 
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -193,8 +194,6 @@ def checked(file, task, format, renamed, encoding):
     except json.JSONDecodeError as error:
         advice = "; for one object per line use --format=jsonl" if error.lineno > 1 else ""
         raise SystemExit(f"{file}: not {kind} ({error}){advice}") from None
-    except csv.Error as error:
-        raise SystemExit(f"{file}: not {kind} ({error})") from None
     if not lines:
         raise SystemExit(f"{file} has no examples: it is empty")
     return lines
@@ -227,13 +226,19 @@ def table(stream, delimiter=","):
     csv.field_size_limit(2**31 - 1)
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     rows = csv.DictReader(stream, delimiter=delimiter, quoting=quoting, strict=True)
-    for row in rows:
-        if None in row:
-            raise SystemExit(
-                f"{stream.name}, line {rows.line_num}: more cells than columns "
-                f"({', '.join(rows.fieldnames)}); a text with {delimiter!r} must be quoted"
-            )
-        yield rows.line_num, {name: text for name, text in row.items() if name and text is not None}
+    try:
+        for row in rows:
+            if None in row:
+                raise SystemExit(
+                    f"{stream.name}, line {rows.line_num}: more cells than columns "
+                    f"({', '.join(rows.fieldnames)}); a text with {delimiter!r} must be quoted"
+                )
+            cells = {name: text for name, text in row.items() if name and text is not None}
+            yield rows.line_num, cells
+    except csv.Error as error:
+        kind = "tsv" if delimiter == "\t" else "csv"
+        number = rows.reader.line_num
+        raise SystemExit(f"{stream.name}, line {number}: not {kind} ({error})") from None
 
 
 def columns(stream):
@@ -274,7 +279,16 @@ def line_of(record, task, renamed, where):
             found = ", ".join(map(str, record)) or "nothing"
             raise SystemExit(f"{where}: no field {theirs!r}, found {found}")
     record = record | {ours: record[theirs] for ours, theirs in renamed.items() if theirs in record}
-    return LINES[task](record, where)
+    return repaired(LINES[task](record, where))
+
+
+def repaired(value):
+    """A JSON value with whole characters only, where its \\u escapes write half of one."""
+    if isinstance(value, dict):
+        return {name: repaired(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [repaired(item) for item in value]
+    return repair(value)
 
 
 def text(record, name, where):
@@ -325,12 +339,11 @@ def chat_line(record, where):
     if is_alpaca(record):
         question = text(record, "instruction", where)
         more = text({"input": "", **record}, "input", where)
-        system = [{"role": "system", "content": record["system"]}] if record.get("system") else []
         answer = text(record, "output", where)
         pair = [f"{question}\n\n{more}" if more else question, answer]
         turns = [zip(("user", "assistant"), turn) for turn in [*history_of(record, where), pair]]
         messages = [{"role": role, "content": said} for turn in turns for role, said in turn]
-        record = {"messages": system + messages}
+        record = {"messages": messages, "system": record.get("system")}
     messages = record.get("messages", record.get("conversations"))
     messages = in_messages(messages) or messages
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
@@ -342,8 +355,11 @@ def chat_line(record, where):
         if text(message, "role", where) not in ROLES:
             raise SystemExit(f"{where}: role={message['role']} is not one of {', '.join(ROLES)}")
         text(message, "content", where)
-    if "assistant" not in [message["role"] for message in messages]:
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
         raise SystemExit(f"{where}: the assistant says nothing, so there is nothing to learn")
+    if record.get("system") and "system" not in roles:
+        messages = [{"role": "system", "content": text(record, "system", where)}, *messages]
     return {"messages": [{name: m[name] for name in ("role", "content")} for m in messages]}
 
 

@@ -98,7 +98,8 @@ def open_tokens(config, tokenizer):
             "needs examples, as in data/stories/tasks"
         )
     dataset = open_dataset(config.dataset)
-    check_tokenizer(tokenizer.to_dict(), dataset, config.init_from)
+    source = config.out_dir if config.init_from == "resume" else config.init_from
+    check_tokenizer(tokenizer.to_dict(), dataset, source)
     return dataset
 
 
@@ -138,7 +139,9 @@ def describe_method(config, base):
     method = settings_of(config)
     if not adds(method):
         return method
-    if Path(config.init_from).resolve() == Path(config.out_dir).resolve():
+    path = Path(config.init_from)
+    folder = path.parent if path.is_file() else path
+    if folder.resolve() == Path(config.out_dir).resolve():
         raise SystemExit(
             f"out_dir={config.out_dir} holds the base model, which --method={config.method} "
             f"needs: choose another, --out_dir={config.out_dir}_{config.method}"
@@ -185,7 +188,31 @@ def start_from(config):
             f"{config.init_from} has no special tokens for chat, and --method={config.method} "
             "cannot train new ones: use --method=full, or a chat model"
         )
+    check_ending(config, checkpoint, tokenizer)
     return model, tokenizer, documents
+
+
+def check_ending(config, checkpoint, tokenizer):
+    """Exit if the base has never seen the token that ends an answer, and its head is frozen.
+
+    Such a head scores the token like any other that never occurred, whatever is added to the model.
+    """
+    if not adds(settings_of(config)):
+        return
+    task = (checkpoint.get("task") or {}).get("task")  # that the base was fine-tuned for
+    # Nothing is known about the documents of other people's tokens, which have no tokenizer.
+    one_text = checkpoint.get("tokenizer") and checkpoint["data"].get("train_documents", 2) < 2
+    if config.task == "chat" and task != "chat" and not tokenizer.chat_template:
+        lesson = "chat"
+    elif (config.task == "completion" or config.generative) and task in (None, "chat") and one_text:
+        lesson = "end a text"
+    else:
+        return
+    raise SystemExit(
+        f"{config.init_from} was not taught to {lesson}, and --method={config.method} does not "
+        "train the head, which has to learn the token that ends an answer: use --method=full or "
+        f"last, or a base that was taught to {lesson}"
+    )
 
 
 def for_chat(tokenizer):

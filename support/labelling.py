@@ -5,7 +5,11 @@ from itertools import chain
 import regex
 
 HAN = r"\p{Han}"
-WORD = regex.compile(rf"{HAN}|[\p{{L}}\p{{N}}\p{{M}}_]+(?:['’-][\p{{L}}]+)*|[^\s]")
+LETTERS = r"[\p{L}\p{N}\p{M}_--\p{Han}]+"
+JOINT = r"(?:['’./@&-]|(?<=\d)[,:](?=\d))"  # as in Mei's, 1996-08-22, 10.5, 1,000 or a@b.com
+WORD = regex.compile(
+    rf"(?V1){HAN}|{LETTERS}(?:{JOINT}{LETTERS})*(?:(?<=\.\p{{L}})\.)?|\S"  # U.S. with its dots
+)
 LABEL = "\n\nLabel:"  # between a text and its label where the model generates it
 CLOSING = regex.compile(r"[,.!?;:%)\]}»”’。，、！？；：）》」』…]|['’]\p{L}+|n't")
 OPENING = regex.compile(r"[(\[{«“‘（《「『]")
@@ -46,8 +50,9 @@ def word_tokens(words, tokenizer):
     """(tokens, index of the last token of each word)."""
     tokens, ends = [], []
     for gap, word in zip(gaps(words), words):
-        tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist()
-        ends.append(max(0, len(tokens) - 1))
+        # A word without any known character is one token too, as each has its own tag.
+        tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist() or [0]
+        ends.append(len(tokens) - 1)
     return tokens, ends
 
 
@@ -58,7 +63,7 @@ def pieces(words, tokenizer, first, block_size):
     """
     while words:
         tokens, ends = word_tokens(words, tokenizer)
-        tokens, ends = [*first, *tokens] or [0], [len(first) + end for end in ends]
+        tokens, ends = [*first, *tokens], [len(first) + end for end in ends]
         n = max(1, sum(end < block_size for end in ends))
         ends = [min(end, block_size - 1) for end in ends[:n]]
         yield tokens[: ends[-1] + 1], ends

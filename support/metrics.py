@@ -20,6 +20,7 @@ CHINESE = regex.compile(r"\p{Han}")
 COLUMNS = 80
 LABEL_COLUMNS = COLUMNS - 4 * 11  # for the names in a table; the rest is for four numbers
 PICTURED_COLUMNS = 20  # for a label in a figure
+PICTURED_CLASSES = 40  # with more, a figure has colors alone, and names some of the labels
 NO_LABEL = "(none of these)"
 
 
@@ -130,7 +131,8 @@ def draw_confusion(path, gold, predicted, labels):
     """Save the confusion matrix as a PNG file: a row for each label, a column for each prediction.
 
     If no installed font has the characters of the labels, their numbers in class_report are shown
-    instead. Predictions that are not among the labels get a column of their own.
+    instead. Predictions that are not among the labels get a column of their own. Beyond
+    PICTURED_CLASSES the figure grows no further: it has no counts, and only every n-th name.
     """
     import matplotlib
 
@@ -145,17 +147,18 @@ def draw_confusion(path, gold, predicted, labels):
         names = [str(number) for number in range(1, rows + 1)]
         print(f"{path}: no installed font has the labels' characters; it has the numbers below")
     names += [NO_LABEL] * (columns - rows)
-    inches = 2.5 + 0.5 * columns, 2 + 0.5 * rows
+    nth = 1 + (rows - 1) // PICTURED_CLASSES
+    inches = 2.5 + 0.5 * columns / nth, 2 + 0.5 * rows / nth
     figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), count in np.ndenumerate(counts):
-        color = "white" if parts[row, column] > 0.5 else "black" if count else "0.75"
-        axes.text(column, row, count, color=color, size=9, ha="center", va="center")
+    for row, column in np.argwhere(counts) if nth == 1 else []:
+        color = "white" if parts[row, column] > 0.5 else "black"
+        axes.text(column, row, counts[row, column], color=color, size=9, ha="center", va="center")
     upright = {"rotation": 90} if max(map(width, names)) > 3 else {}
     as_written = {"parse_math": False, "fontproperties": font, "size": 9}  # $ is just a character
-    axes.set_xticks(range(columns), names, **as_written, **upright)
-    axes.set_yticks(range(rows), names[:rows], **as_written)
+    axes.set_xticks(range(0, columns, nth), names[::nth], **as_written, **upright)
+    axes.set_yticks(range(0, rows, nth), names[:rows:nth], **as_written)
     axes.set(xlabel="predicted", ylabel="gold")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -42,6 +42,7 @@ from support.metrics import (
 from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
+SHORTEST_PROMPT = 16  # tokens of a prompt that a long answer leaves in a context of at least 32
 
 
 class Example(NamedTuple):
@@ -73,13 +74,21 @@ class Task:
         self.config, self.tokenizer, self.first = config, tokenizer, first
         self.end = [] if tokenizer.eot is None else [tokenizer.eot]
         self.long = "chunk" if config.task == "text" else config.long
+        check_lines(self, lines or {})
+
+    def texts(self, line):
+        """The texts of a line that are encoded as they are."""
+        return [line["text"]]
+
+    def check(self, line):
+        """Raise ValueError if the line cannot be encoded."""
+        for text in self.texts(line):
+            if self.tokenizer.known(text) != text:
+                self.tokenizer.encode(text)  # raises, with the characters that are unknown
 
     def encode(self, text):
-        """The tokens of a text; exits at a character that the tokenizer does not have."""
-        try:
-            return self.tokenizer.encode(text).tolist()
-        except ValueError as error:
-            raise SystemExit(f"{self.config.dataset}: {error}") from None
+        """The tokens of a text, as a list."""
+        return self.tokenizer.encode(text).tolist()
 
     def examples(self, line):
         """The Examples of a line, of any length."""
@@ -120,11 +129,15 @@ class Completion(Task):
         if tokenizer.eot is None:
             raise SystemExit(f"{config.init_from}: its tokenizer has no end-of-text token")
         longest = max(self.length(line) for line in [*lines["train"], *lines["val"]])
-        self.longest = min(longest, max(1, config.block_size // 2))  # tokens in an answer
+        room = config.block_size - min(SHORTEST_PROMPT, config.block_size // 2)
+        self.longest = min(longest, room)  # tokens in an answer
 
     def pair(self, line):
         """The prompt and the completion of a line, as text."""
         return line["prompt"], line["completion"]
+
+    def texts(self, line):
+        return self.pair(line)
 
     def examples(self, line):
         prompt, completion = map(self.encode, self.pair(line))
@@ -140,10 +153,14 @@ class Completion(Task):
         """The tokens of the prompt."""
         return [*self.first, *self.encode(self.pair(line)[0])] or [0]
 
+    def room(self, line):
+        """How many tokens of the prompt training keeps beside the right answer; at least 1."""
+        inputs, _ = self.examples(line)[-1]
+        n_after = len(inputs) - len(self.asked(line))
+        return max(1, self.config.block_size - min(n_after, self.longest))
+
     def answers(self, model, lines):
-        size = self.config.block_size  # a prompt keeps what training leaves beside an answer
-        rooms = [max(1, size - min(self.length(line), self.longest)) for line in lines]
-        prompts = [self.asked(line)[-room:] for line, room in zip(lines, rooms)]
+        prompts = [self.asked(line)[-self.room(line) :] for line in lines]
         return written(model, self.tokenizer, prompts, self.longest, self.end)
 
     def right(self, line):
@@ -167,18 +184,12 @@ class Chat(Completion):
     noisy_field = None
 
     def __init__(self, config, tokenizer, first, lines):
-        for split, of_split in lines.items():
-            for number, line in enumerate(of_split, 1):
-                try:
-                    conversation(line["messages"], tokenizer)
-                except ValueError as error:
-                    begins = line["messages"][0]["content"][:40]
-                    raise SystemExit(
-                        f"{config.dataset}, {split} {number}, which begins with {begins!r}: {error}"
-                    ) from None
         super().__init__(config, tokenizer, [], lines)
         mark = end_of_turn(tokenizer)
         self.end = self.end if mark is None else [mark]
+
+    def check(self, line):
+        conversation(line["messages"], self.tokenizer)
 
     def examples(self, line):
         return [shifted(*pair) for pair in conversation(line["messages"], self.tokenizer)]
@@ -278,6 +289,9 @@ class Tagging(Task):
         self.labels = sorted({tag for line in lines["train"] for tag in line["tags"]})
         check_labels(self.labels, lines, lambda line: line["tags"], config)
 
+    def texts(self, line):
+        return []  # unknown characters are left out of words
+
     def pieces(self, line):
         """Yield (tokens, indices of the words' last tokens, tags) of parts that fit the context."""
         tags, block_size = line["tags"], self.config.block_size
@@ -323,6 +337,20 @@ TASKS = {
     "classification": Classification,
     "tagging": Tagging,
 }
+
+
+def check_lines(task, lines):
+    """Exit at the first line of any split that cannot be encoded."""
+    for split, of_split in lines.items():
+        for number, line in enumerate(of_split, 1):
+            try:
+                task.check(line)
+            except ValueError as error:
+                begins = "".join(task.texts(line))[:40]
+                raise SystemExit(
+                    f"{task.config.dataset}, {split} example {number}, which begins with "
+                    f"{begins!r}: {error}"
+                ) from None
 
 
 def classes_of(lines, config):

@@ -130,7 +130,10 @@ def parameter_shapes(config):
 
 def averaged(checkpoint):
     """The weights of a checkpoint by name: the averaged (EMA) ones, if it has them."""
-    return checkpoint["model"] | (checkpoint["ema"] or {})
+    weights = checkpoint["model"] | (checkpoint["ema"] or {})
+    if checkpoint["model_config"]["tie_weights"] and "head.weight" in weights:
+        weights["head.weight"] = weights["token_embedding.weight"]  # `ema` has it only once
+    return weights
 
 
 def assembled(config, weights):

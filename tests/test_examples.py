@@ -214,6 +214,34 @@ def test_words_are_joined_as_in_running_text_and_each_has_an_end():
     assert words_of("Mei's kite, 风筝!") == ["Mei's", "kite", ",", "风", "筝", "!"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The U.S. lost 10.5% (1,000) at 5 p.m.", "The U.S. lost 10.5 % ( 1,000 ) at 5 p.m."),
+        ("On 1996-08-22, at 10:30: a@b.com.", "On 1996-08-22 , at 10:30 : a@b.com ."),
+        ("AT&T's well-known 3/4", "AT&T's well-known 3/4"),
+        ("他2024年买iPhone15了", "他 2024 年 买 iPhone15 了"),
+    ],
+)
+def test_numbers_abbreviations_and_addresses_are_one_word(text, words):
+    words = words.split()
+    assert words_of(text) == words
+    assert words_of(" ".join(words)) == words
+    assert words_of(" ".join(words[:4]), blanks=True) == words[:4]
+
+
+def test_half_characters_that_json_escapes_write_are_repaired():
+    wrote("text.jsonl", '{"text": "a \\ud83d!"}\n{"text": "\\ud83d\\ude00"}\n{"text": "b"}\n')
+    found = open_examples("text.jsonl", "text", val_fraction=0.3)
+    texts = {line["text"] for lines in found.values() for line in lines}
+    assert texts == {"a \ufffd!", "😀", "b"}
+    said = [{"role": role, "content": f"{role} \ud83d"} for role in ("user", "assistant")]
+    line = line_of({"messages": said}, "chat", {}, "x")
+    assert [m["content"] for m in line["messages"]] == ["user \ufffd", "assistant \ufffd"]
+    line = line_of({"tokens": ["\ud83d"], "tags": ["O"]}, "tagging", {}, "x")
+    assert line == {"tokens": ["\ufffd"], "tags": ["O"]}
+
+
 def test_alpacas_system_and_history_are_read():
     line = {
         "instruction": "再见",

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 import finetune as finetune_module
+import sample
 from finetune import FinetuneConfig, all_examples, example_batches, fitting, noisy
 from model import IGNORED, ModelConfig, Transformer
 from support.chat import without_thoughts
@@ -26,7 +27,12 @@ from support.huggingface import write_model
 from support.labelling import words_of
 from support.processes import World
 from support.tasks import Example, batch_of, open_task, shifted
-from support.tokenizer import byte_tokenizer, own_tokenizer, tokenizer_from_dict
+from support.tokenizer import (
+    byte_tokenizer,
+    char_tokenizer,
+    own_tokenizer,
+    tokenizer_from_dict,
+)
 from support.tokenizer_files import CHATML
 from tests.conftest import REPOSITORY, call
 from train import make_optimizers
@@ -81,7 +87,9 @@ def made(tmp_path_factory):
         patch.chdir(folder)
         text = "\n".join(f"the {a} saw a {b} 跑" for a in ANIMALS for b in ANIMALS) * 30
         Path("tiny.txt").write_text(text, encoding="utf-8")
-        call(patch, "prepare_data.py", "tiny.txt", "--dataset=tiny", "--tokenizer=byte")
+        Path("first.txt").write_text("a dog", encoding="utf-8")  # and there it ends
+        two = "first.txt", "tiny.txt"
+        call(patch, "prepare_data.py", *two, "--dataset=tiny", "--tokenizer=byte")
         Path("base.py").write_text("dataset = 'tiny'\nout_dir = 'out/base'\n", encoding="utf-8")
         call(patch, "train.py", "base.py", *BASE)
         for task, lines in LINES.items():
@@ -201,6 +209,15 @@ def test_long_sentences_are_tagged_piece_by_piece_and_nothing_is_lost():
     assert tags == line["tags"]
     answers = task.answers(small(n_labels=3, tie_weights=False, block_size=20), [line])
     assert len(answers[0]) == 30
+
+
+def test_a_word_that_the_tokenizer_does_not_know_has_its_own_tag():
+    lines = [{"tokens": ["鱼", "猫", "鱼", "狗"], "tags": ["O", "B-PET", "I-PET", "B-PER"]}]
+    config = FinetuneConfig(task="tagging", block_size=64, position="rope")
+    splits = {split: lines for split in ("train", "val", "test")}
+    task = open_task(config, splits, char_tokenizer(["猫狗"]), 0)
+    (example,) = task.examples(lines[0])
+    assert [task.labels[target] for target in example.targets] == lines[0]["tags"]
 
 
 # -------------------------------------------------------------------------------- rows of examples
@@ -334,6 +351,21 @@ def test_random_changes_differ_by_epoch_and_depend_on_the_step_alone():
     assert answers == {f" {a}".encode() for a in ANIMALS}  # they are never changed
 
 
+def test_random_changes_leave_the_parts_of_a_long_text_in_batches_of_their_own():
+    shape = dict(task="classification", block_size=8, batch_size=4, long="chunk", pack=False)
+    plain, barely = FinetuneConfig(**shape), FinetuneConfig(**shape, word_swap=1e-12)
+    task = task_of("classification", plain)
+    examples, _ = all_examples(task, LINES["classification"], plain)
+    assert len(examples) > 2 * len(LINES["classification"])
+    batches, same = (
+        example_batches(task, LINES["classification"], examples, config, ALONE)
+        for config in (plain, barely)
+    )
+    for step in range(2 * len(examples) // 4):  # two epochs
+        assert torch.equal(batches(step)[0]["inputs"], same(step)[0]["inputs"])
+        assert torch.equal(batches(step)[0]["targets"], same(step)[0]["targets"])
+
+
 def test_random_changes_are_refused_where_they_would_spoil_the_answers(tune):
     with pytest.raises(SystemExit, match="classification and completion"):
         tune("tagging", "--token_shift=0.1")
@@ -395,8 +427,29 @@ def test_an_adapter_is_small_and_is_put_on_its_base_again(method, tune, run, cap
 def test_an_adapter_is_not_written_over_its_base(tune):
     with pytest.raises(SystemExit, match="--out_dir=out/base_lora"):
         tune("completion", "--method=lora", "--out_dir=out/base")
+    with pytest.raises(SystemExit, match="--out_dir=out/base_lora"):
+        tune("completion", "--method=lora", "--out_dir=out/base", "--init_from=out/base/best.pt")
     tune("completion", "--out_dir=out/base", "--max_iters=1")  # a whole model may be
     assert Path("out/base/previous-1/best.pt").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter", "prefix"])
+def test_an_end_that_the_base_has_never_seen_is_not_left_to_a_frozen_head(method, tune):
+    words = f"--method={method}", "--dry_run"
+    with pytest.raises(SystemExit, match=r"was not taught to chat.*use --method=full or last"):
+        tune("chat", *words)
+    base = last("out/base")
+    base["data"]["train_documents"] = 1
+    save_checkpoint("out/one_text/best.pt", base)
+    words += ("--init_from=out/one_text",)
+    for task, *more in (["completion"], ["classification", "--generative"]):
+        with pytest.raises(SystemExit, match="was not taught to end a text"):
+            tune(task, *words, *more)
+    tune("classification", *words)  # its head is new
+    for task in ("chat", "completion"):
+        base["task"] = {"task": task, "labels": []}
+        save_checkpoint("out/one_text/best.pt", base)
+        tune(task, *words)
 
 
 def test_an_adapter_refuses_another_base(tune, run):
@@ -487,6 +540,21 @@ def test_a_classifier_and_a_tagger_label_new_text(tune, run, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 80  # more than the context holds
     with pytest.raises(SystemExit, match="cannot converse"):
         run("sample.py", "--out_dir=out/tuned", "--chat")
+
+
+def test_new_text_is_labelled_in_parts_as_long_as_in_training(tune, run, capsys, monkeypatch):
+    tune("classification", "--block_size=16")
+    long, told = "the dog saw a cat and the cat ran", []
+    for start in (long, long[-16:]):
+        capsys.readouterr()
+        run("sample.py", "--out_dir=out/tuned", f"--start={start}", "--device=cpu")
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    tune("tagging", "--block_size=16", "--max_iters=1")
+    sizes, of = [], sample.pieces
+    monkeypatch.setattr(sample, "pieces", lambda *given: sizes.append(given[-1]) or of(*given))
+    run("sample.py", "--out_dir=out/tuned", f"--start={long}", "--device=cpu")
+    assert sizes == [16]
 
 
 def test_chinese_is_tagged_in_the_words_that_were_learned(tune, run, capsys):
@@ -675,6 +743,9 @@ def test_what_is_to_be_redrawn_starts_anew_and_nothing_else(tune, parts):
         (["--document_mask=True"], "document_mask"),
         (["--init_from=scratch"], "--pretrained=False"),
         (["--val_fraction=0"], "val_fraction"),
+        (["--epochs=inf"], "epochs=inf must be above 0 and below inf"),
+        (["--epochs=nan"], "epochs=nan must be above 0 and below inf"),
+        (["--teacher_temperature=nan"], "teacher_temperature=nan must be above 0"),
         (["--num_train_epochs=3"], "--epochs"),
         (["--best_metric=bleuu"], "bleuu"),
     ],
@@ -699,13 +770,26 @@ def test_a_character_that_the_model_does_not_know_is_shown(run):
     shape = [word for word in BASE if not word.startswith("--max_iters")]
     run("train.py", "base.py", *shape, "--dataset=chars", "--out_dir=out/chars", "--max_iters=1")
     words = "--task=text", "--dataset=tasks/text", *QUICK, "--init_from=out/chars"
-    with pytest.raises(SystemExit, match="tasks/text: this tokenizer has no '0'"):
+    first = "tasks/text, train example 1, which begins with 'the cat ran home 0'"
+    with pytest.raises(SystemExit, match=f"{first}: this tokenizer has no '0'"):
         run("finetune.py", "empty.py", *words)
     labelled = [{"text": "the 猫 saw" + " a" * i, "label": "ab"[i % 2]} for i in range(20)]
     Path("labels.jsonl").write_text(jsonl(labelled), encoding="utf-8")
     run("finetune.py", "empty.py", "--task=classification", "--dataset=labels.jsonl", *words[2:])
     with pytest.raises(SystemExit, match="start='@' cannot be continued"):
         run("sample.py", "--out_dir=out/tuned", "--start=@")
+    for split, more in (
+        ("train", []),
+        ("val", []),
+        ("test", [{"text": "who @ ran", "label": "a"}]),
+    ):
+        path = Path(f"labels/{split}.jsonl")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(jsonl(labelled[:4] + more), encoding="utf-8")
+    words = "--dataset=labels", *words[2:], "--out_dir=out/more"
+    with pytest.raises(SystemExit, match="test example 5, which begins with 'who @ ran'"):
+        run("finetune.py", "empty.py", "--task=classification", *words)
+    assert not Path("out/more").exists()
 
 
 def test_a_run_of_the_other_script_is_answered_with_its_name(tune, run):
@@ -716,6 +800,38 @@ def test_a_run_of_the_other_script_is_answered_with_its_name(tune, run):
         run("finetune.py", "--init_from=resume", "--out_dir=out/base")
     with pytest.raises(SystemExit, match="method=lora does not match"):
         run("finetune.py", "--init_from=resume", "--out_dir=out/tuned", "--method=lora")
+
+
+def test_a_finished_run_may_be_merged_later_and_a_setting_of_its_own_may_be_repeated(tune, run):
+    tune("completion", "--method=lora", "--max_iters=1")
+    run("finetune.py", "--init_from=resume", "--out_dir=out/tuned", "--merge")
+    assert Path("out/tuned/merged.pt").exists()
+    tune("classification", "--generative", "--max_iters=1")
+    again = "--init_from=resume", "--out_dir=out/tuned"
+    run("finetune.py", *again, "--generative")
+    with pytest.raises(SystemExit, match="merge=True is for --method=lora, not full"):
+        run("finetune.py", *again, "--merge")
+
+
+def test_a_resumed_run_makes_as_many_updates_as_are_typed(tune, run, capsys):
+    tune("completion", "--max_iters=1")  # 24 examples, 4 at a time
+    again = "--init_from=resume", "--out_dir=out/tuned", "--dry_run"
+    for typed, steps in ((["--epochs=2"], 12), (["--epochs=2", "--max_iters=5"], 5)):
+        run("finetune.py", *again, *typed)
+        assert f"dry run: {steps} steps" in capsys.readouterr().out
+
+
+def test_tokens_of_another_kind_are_told_which_command_makes_the_right_ones(tune, run):
+    tune("text", "--dataset=tiny", "--max_iters=1", "--eval_iters=1")
+    run("prepare_data.py", "tiny.txt", "--dataset=chars", "--tokenizer=char")
+    resumed = "--init_from=resume", "--out_dir=out/tuned", "--dataset=chars"
+    for source, words in (("out/base", []), ("out/tuned", resumed)):
+        with pytest.raises(SystemExit, match=f"--tokenizer={source}$"):
+            tune("text", "--dataset=chars", *words)
+    shape = [word for word in BASE if not word.startswith("--max_iters")]
+    run("train.py", "base.py", *shape, "--dataset=chars", "--out_dir=out/chars", "--max_iters=1")
+    with pytest.raises(SystemExit, match="out/chars has different tokens from the model's"):
+        tune("text", *resumed[:2], "--dataset=tiny", "--teacher=out/chars")
 
 
 def test_data_is_another_word_for_dataset(run):
@@ -791,13 +907,38 @@ def test_one_long_answer_leaves_the_other_prompts_as_they_are(tune):
     config = FinetuneConfig(task="completion", block_size=96, position="rope")
     lines = [*LINES["completion"], long]
     task = open_task(config, dict.fromkeys(("train", "val"), lines), byte_tokenizer(), 0)
-    assert task.longest == 48
+    assert task.longest == 80  # beside it 16 tokens of a prompt are left
     seen = []
     model = small(block_size=96)
     forward = model.forward
     model.forward = lambda *args, **words: seen.append(args[0].shape[1]) or forward(*args, **words)
     task.answers(model, LINES["completion"])
-    assert max(seen) == max(len(task.asked(line)) for line in LINES["completion"])
+    assert seen[0] == max(len(task.asked(line)) for line in LINES["completion"])
+
+
+@pytest.mark.parametrize("task", ["completion", "chat"])
+def test_a_prompt_that_is_cut_is_the_one_of_training(task, monkeypatch):
+    size, lines = 24 if task == "completion" else 50, LINES[task]
+    config = FinetuneConfig(task=task, block_size=size, position="rope")
+    task = task_of(task, config)
+    monkeypatch.setattr("support.tasks.written", lambda _, __, prompts, *___: [*map(str, prompts)])
+    more = [line | {"prompt": "tell! " * 5 + line["prompt"]} for line in lines if "prompt" in line]
+    lines = [*lines, *more]
+    for line, answer in zip(lines, task.answers(None, lines)):
+        ((inputs, targets),) = fitting(task.examples(line)[-1], size, "cut")
+        asked = [i for i, target in enumerate(targets) if target != IGNORED][-task.length(line)]
+        assert answer == str(inputs[: asked + 1])
+
+
+def test_results_are_written_before_the_picture(tune, monkeypatch):
+    def fail(*_):
+        raise OSError("no room for a picture")
+
+    monkeypatch.setattr("support.tasks.draw_confusion", fail)
+    with pytest.raises(OSError, match="no room"):
+        tune("classification", "--max_iters=1")
+    assert "accuracy" in results()["this model"]
+    assert len(Path("out/tuned/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 6
 
 
 def test_a_dataset_of_ones_own_does_not_get_the_recipe_for_stories(run, capsys):
@@ -823,6 +964,19 @@ def test_a_resumed_run_evaluates_its_average(tune, run, capsys):
     assert f"val loss {logged['val_loss']:.4f}" in capsys.readouterr().out
 
 
+def test_the_average_of_a_tied_model_is_tested_with_its_own_head(tune):
+    base = last("out/base")
+    base["model_config"]["tie_weights"] = True
+    base["model"]["head.weight"] = base["model"]["token_embedding.weight"]
+    save_checkpoint("out/tied/best.pt", base)
+    words = "--init_from=out/tied", "--ema_decay=0.9", "--best_metric=val_loss"
+    tune("completion", *words, "--eval_interval=4", "--eval_iters=0")
+    log = Path("out/tuned/log.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [line["val_loss"] for line in map(json.loads, log) if "val_loss" in line]
+    assert results()["this model"]["loss"] == pytest.approx(min(losses))
+    assert len(losses) == 2 and min(losses) < losses[0]
+
+
 @pytest.mark.parametrize("method", ["prefix", "adapter"])
 def test_what_is_put_on_a_base_is_no_base(tune, run, method):
     tune("completion", f"--method={method}", "--max_iters=1")
@@ -843,7 +997,7 @@ def test_a_model_of_hugging_faces_is_not_written_over(tune):
     ("task", "name", "text", "options", "told"),
     [
         ("classification", "a.csv", "text,label\nHello, you,x\n", [], "line 2: more cells than"),
-        ("classification", "a.csv", 'text,label\n"a"b,x\n', [], "not csv"),
+        ("classification", "a.csv", 'text,label\n"a"b,x\n', [], "line 2: not csv"),
         ("classification", "a.csv", "text,label\na,x\n", ["lable=x"], "ours are text, label"),
         ("classification", "a.csv", "text,label\na,x\n", ["text=mesage"], "no field 'mesage'"),
         ("completion", "a.jsonl", "", [], "has no examples"),
@@ -876,6 +1030,12 @@ def test_sharegpts_conversations_are_read(tmp_path):
     (line,) = checked(path, "chat", "auto", {}, "utf-8")
     roles = [(message["role"], message["content"]) for message in line["messages"]]
     assert roles == [("user", "hi"), ("assistant", "你好")]
+    for more, system in (([], "be kind"), ([{"from": "system", "value": "be brief"}], "be brief")):
+        content = {"conversations": [*more, *turns], "system": "be kind"}
+        path.write_text(jsonl([content]), encoding="utf-8")
+        (line,) = checked(path, "chat", "auto", {}, "utf-8")
+        assert line["messages"][0] == {"role": "system", "content": system}
+        assert len(line["messages"]) == 3
 
 
 def test_chinese_between_blanks_is_a_word_and_english_is_still_taken_apart():
