@@ -1,7 +1,8 @@
-# Real text: which module of Python's standard library is a function from?
+# Real text: which package of Python's standard library is a function from? Tested on files that
+# neither this run nor its base has seen.
 #   python prepare_data.py python && python train.py config/python_code.py
 #   python finetune.py config/finetune_module.py
-# 1:11 on two CPU cores, accuracy 0.88; a bag of words gets 0.83.
+# 1:10 on two CPU cores, accuracy 0.65; a bag of words gets 0.53.
 task = "classification"
 dataset = "python/tasks/module"
 init_from = "out/python"
