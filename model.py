@@ -63,6 +63,8 @@ class ModelConfig:
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
                 raise ValueError(f"{field.name}={value!r} must be one of {', '.join(choices)}")
+        if self.fused_attention not in (True, False, "auto"):
+            raise ValueError(f"fused_attention={self.fused_attention!r}: True, False or auto")
         sizes = "block_size n_layer n_head n_embd n_kv_head head_size mlp_size ngrams"
         check_range(self, sizes, at_least=1)
         check_range(self, "ngram_rows", at_least=2)  # one for no n-gram, and one at least for some

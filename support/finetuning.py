@@ -204,7 +204,7 @@ def check_ending(config, checkpoint, tokenizer):
     one_text = checkpoint.get("tokenizer") and checkpoint["data"].get("train_documents", 2) < 2
     if config.task == "chat" and task != "chat" and not tokenizer.chat_template:
         lesson = "chat"
-    elif (config.task == "completion" or config.generative) and task in (None, "chat") and one_text:
+    elif (config.task == "completion" or config.generative) and task is None and one_text:
         lesson = "end a text"
     else:
         return

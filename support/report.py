@@ -35,7 +35,7 @@ PEAKS = {
 COLUMNS = 80
 QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
-LOGITS_BYTES = 4 + 4 + 2  # per logit of a piece: itself, its gradient, a 16-bit copy
+LOGITS_BYTES = 4 + 4 + 2  # per logit held at once: itself, its gradient, a 16-bit copy
 SMOOTHED_POINTS = 50  # roughly as many independent points make up the plot's smoothed line
 
 
@@ -355,8 +355,9 @@ def memory_parts(model, config, world):
     in_muon = sum(p.numel() * p.element_size() for p in model.blocks.parameters() if p.dim() == 2)
     states = 2 * weights - (in_muon if config.optimizer == "muon" else 0)
     one, two = (saved_bytes(model, config, world, sequences) for sequences in (1, 2))
-    vocab_size = model.config.vocab_size
-    rows = min(config.batch_size * config.block_size, rows_per_piece(vocab_size, world.device))
+    rows, vocab_size = config.batch_size * config.block_size, model.config.vocab_size
+    if config.fused_loss:
+        rows = min(rows, rows_per_piece(vocab_size, world.device))
     return {
         "weights": weights * (2 if config.ema_decay else 1),
         "gradients": weights,

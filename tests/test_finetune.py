@@ -446,8 +446,8 @@ def test_an_end_that_the_base_has_never_seen_is_not_left_to_a_frozen_head(method
         with pytest.raises(SystemExit, match="was not taught to end a text"):
             tune(task, *words, *more)
     tune("classification", *words)  # its head is new
-    for task in ("chat", "completion"):
-        base["task"] = {"task": task, "labels": []}
+    for taught, task in (("chat", "chat"), ("chat", "completion"), ("completion", "completion")):
+        base["task"] = {"task": taught, "labels": []}
         save_checkpoint("out/one_text/best.pt", base)
         tune(task, *words)
 
