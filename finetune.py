@@ -296,7 +296,7 @@ def task_evaluation(task, lines, model, config, world, show):
         numbers, answers = judge(task, chosen, model, compiled_model, config, world)
         if answers[0] is not None and config.sample_tokens:
             answer, right = shown(answers[0]), shown(task.right(chosen[0]))
-            show(f"  | {answer}" + ("" if answer == right else f"   (right: {right})"))
+            show(f"  | {answer}" + ("" if answer == right else f"   (expected: {right})"))
         return numbers
 
     return evaluate
@@ -321,7 +321,10 @@ def finish(start, config, world):
     if config.merge and world.is_main:
         path = Path(config.out_dir) / MERGED
         save_checkpoint(path, merged_checkpoint(Path(config.out_dir) / BEST))
-        print(f"{path} is an ordinary model: sample from it, convert it, train it further")
+        if start.task.labels:
+            print(f"{path} is the whole model: python sample.py --init_from={path}")
+        else:
+            print(f"{path} is an ordinary model: sample from it, convert it, train it further")
 
 
 def test(task, lines, model, config, world):

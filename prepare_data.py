@@ -60,6 +60,8 @@ TRAINING_BYTES = 100_000_000
 FEWEST_DOCUMENTS = 100
 # An input and its target: with less there is nothing to train on.
 FEWEST_TOKENS = 2
+STEPS, TOKENS_PER_STEP = 660, 12 * 256  # of config/stories.py
+FEWEST_STEPS = 50
 # Slots for document hashes, 32 MB in all, to find duplicates.
 REMEMBERED = 2**22
 # One thread encodes about this many characters at a time.
@@ -184,7 +186,8 @@ def prepare(config):
         meta, dropped = write(folder, corpus, tokenizer, plan, tasks)
     print(f"{folder} is ready, after {time.monotonic() - started:.1f} s{replaces}.\n")
     print(report(meta, tokenizer, first_tokens(folder / "train.bin", meta), dropped, tasks))
-    print(f"\nNext: {next_command(folder.name, config.tokenizer)}")
+    n_tokens = meta["splits"]["train"]["tokens"]
+    print(f"\nNext: {next_command(folder.name, config.tokenizer, n_tokens)}")
 
 
 def own_name(corpus, paths):
@@ -302,7 +305,7 @@ def make_plan(corpus, texts, survey, fraction):
     # nanoGPT's formula: tiny Shakespeare is split at the same character.
     border = int(survey["characters"] * (1 - fraction))
     few = f"fewer than {FEWEST_DOCUMENTS} documents"
-    return Plan(f"val is the last {fraction:.3g} of the characters ({few})", fraction, border)
+    return Plan(f"val is the last {fraction:.3g} of the text ({few})", fraction, border)
 
 
 class Piece(NamedTuple):
@@ -524,7 +527,7 @@ def report(meta, tokenizer, beginning, dropped, tasks=()):
     rows["dropped"] = dropped
     rows["split"] = meta["split_rule"]
     if tasks:
-        rows["tasks"] = f"{', '.join(tasks)} (python finetune.py, see README)"
+        rows["tasks"] = f"{', '.join(tasks)} (config/finetune_*.py)"
     rows["begins"] = glimpse(beginning, tokenizer, COLUMNS - 14)
     return "\n".join(
         textwrap.fill(
@@ -545,15 +548,20 @@ def glimpse(tokens, tokenizer, columns):
     return line
 
 
-def next_command(name, tokenizer=""):
-    """The command that trains on this data, from the run whose tokenizer it uses, if any."""
+def next_command(name, tokenizer="", n_tokens=None):
+    """The command that trains on this data, from the run whose tokenizer it uses, if any.
+
+    Few tokens are to be read four times, and no more often.
+    """
     if name == "stories":
         return "python train.py"
     recipe = RECIPES.get(name)
     if recipe:
         return f"python train.py {recipe}"
     dataset, out_dir = in_quotes(name), in_quotes(f"out/{name}")
-    command = f"python train.py config/stories.py --dataset={dataset} --out_dir={out_dir}"
+    command = f"python train.py --dataset={dataset} --out_dir={out_dir}"  # with config/stories.py
+    steps = STEPS if n_tokens is None else max(FEWEST_STEPS, 4 * n_tokens // TOKENS_PER_STEP)
+    command += f" --max_iters={steps}" if steps < STEPS else ""
     is_run = any((Path(tokenizer) / file).is_file() for file in ("ckpt.pt", "best.pt"))
     return command + (f" --init_from={in_quotes(tokenizer)}" if tokenizer and is_run else "")
 

@@ -512,6 +512,8 @@ def main():
         if config.dry_run:
             return
         if config.eval_only:
+            if config.init_from == "scratch":
+                print("these weights are random; of a trained model: --init_from=resume")
             with torch.no_grad():
                 print(in_words(evaluate(model.eval())))
             return

@@ -67,7 +67,8 @@ def find_checkpoint(source, names=(BEST, LAST)):
             f"{source} does not contain {' or '.join(names)}: no run was saved there yet{hint}"
         )
     raise SystemExit(
-        f"there is no checkpoint {source}; train one with: python train.py (or finetune.py)"
+        f"there is no checkpoint {source}: check its name, or train one with: "
+        f"python train.py --out_dir={source} (or finetune.py)"
     )
 
 

@@ -421,7 +421,7 @@ def standard_library():
     version = ".".join(map(str, sys.version_info[:3]))
     size = sum(file.stat().st_size for file in files)
     source = [f"the standard library of Python {version}"]
-    rule = "by file, as its tasks are: what they validate and test with is in val"
+    rule = "by file; the tasks' validation and test examples are from val's files"
     tasks = partial(code_tasks, files, root)
     return Corpus("python", documents, size, source, rule, tasks)
 

@@ -159,7 +159,7 @@ def draw_confusion(path, gold, predicted, labels):
     as_written = {"parse_math": False, "fontproperties": font, "size": 9}  # $ is just a character
     axes.set_xticks(range(0, columns, nth), names[::nth], **as_written, **upright)
     axes.set_yticks(range(0, rows, nth), names[:rows:nth], **as_written)
-    axes.set(xlabel="predicted", ylabel="gold")
+    axes.set(xlabel="predicted", ylabel="true")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)
     pyplot.close(figure)

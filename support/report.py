@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from model import rows_per_piece
+from support.checkpoint import BEST
 from support.files import fall_silent, replacing
 from support.metrics import width
 
@@ -36,6 +37,7 @@ COLUMNS = 80
 QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
 LOGITS_BYTES = 4 + 4 + 2  # per logit held at once: itself, its gradient, a 16-bit copy
+MOST_EPOCHS, FEW_EPOCHS = 6, 4  # passes over a text: from when on to warn, what to advise instead
 SMOOTHED_POINTS = 50  # roughly as many independent points make up the plot's smoothed line
 
 
@@ -144,23 +146,24 @@ class Report:
 
 def farewell(progress, config, start="…"):
     """Why the run ended, and what to type next; `start` is a prompt for its task."""
-    place = f"--out_dir={config.out_dir}"
-    sample, resume = f"python sample.py {place}", f"--init_from=resume {place}"
-    sample += {"": "", "text": "", "chat": " --chat"}.get(
-        getattr(config, "task", ""), f' --start="{start}"'
-    )
-    if progress.step > config.max_iters:
-        why = f"already at step {progress.step:,}; for more steps: {resume} --max_iters=MORE"
-    elif progress.step == config.max_iters:
-        why = f"all {config.max_iters:,} steps are done; for more: {resume} --max_iters=MORE"
+    task, place = getattr(config, "task", None), f"--out_dir={config.out_dir}"
+    script = "train.py" if task is None else "finetune.py"
+    resume = f"python {script} --init_from=resume {place}"
+    if progress.step >= config.max_iters:
+        why = f"all {progress.step:,} steps are done"
+        resume += f" --max_iters={2 * max(1, progress.step)}"
     elif not progress.is_over(config):
-        return f"stopped at step {progress.step:,}; to resume: {resume}"
+        why = f"stopped at step {progress.step:,}"
     elif 0 < config.patience <= progress.without_gain:
         why = f"no better {config.best_metric} in {config.patience} evaluations"
-        why += f"; to continue anyway: {resume} --patience=MORE"
+        resume += f" --patience={2 * config.patience}"
     else:
         why = f"the {config.max_minutes:g} minutes are up"
-    return f"{why}\nto sample from it: {sample}"
+        resume += f" --max_minutes={2 * config.max_minutes:g}"
+    if progress.without_gain and progress.best is not None:
+        why += f"; the best {config.best_metric} was {progress.best:.4g}, in {BEST}"
+    options = {None: "", "text": "", "chat": " --chat"}.get(task, f' --start="{start}"')
+    return f"{why}\nto sample:   python sample.py {place}{options}\nto continue: {resume}"
 
 
 def in_words(numbers):
@@ -396,6 +399,12 @@ def doubts(config, epochs):
         yield (
             f"ngrams={config.ngrams}: in {epochs:.1f} epochs the model will memorise the text's "
             "n-grams; turn them off with --ngrams=1, or use more text"
+        )
+    elif epochs > MOST_EPOCHS and not (config.dropout or config.patience):
+        steps = math.ceil(config.max_iters * FEW_EPOCHS / epochs)
+        yield (
+            f"{config.max_iters:,} steps read the text {epochs:.0f} times, and the model will "
+            f"memorise it; try --max_iters={steps}, --dropout=0.1 or --patience=2"
         )
     if not config.causal:
         yield "causal=False: each position sees the token it has to predict; no sample is shown"

@@ -17,6 +17,7 @@ import prepare_data
 from prepare_data import BATCH_CHARACTERS, main
 from support import corpora
 from support import tokenizer as tokenizer_module
+from support.config import load_config
 from support.token_files import open_dataset
 from support.tokenizer import (
     BytePairTokenizer,
@@ -26,6 +27,7 @@ from support.tokenizer import (
     tokenizer_from_dict,
 )
 from tests.conftest import REPOSITORY
+from train import TrainConfig
 
 WORDS = (
     "the a cat dog sees finds loves old new big 猫 狗 看见 很 大 and then they went home".split()
@@ -179,7 +181,7 @@ def test_a_few_documents_are_split_at_the_end_of_the_text():
     assert [*whole, cut_off + rest, *others] == texts
     n = sum(map(len, texts))
     assert len("".join(whole) + cut_off) == int(n * 0.75)
-    assert "last 0.25 of the characters" in meta["split_rule"]
+    assert "last 0.25 of the text" in meta["split_rule"]
 
 
 def test_many_documents_are_split_whole_and_about_as_asked():
@@ -422,7 +424,7 @@ def test_the_report_fits_a_terminal_and_says_what_to_type_next(capsys):
     assert max(map(len, out.splitlines())) <= 80
     for word in ("documents", "bytes", "tokens", "per token", "dropped", "split", "vocabulary"):
         assert f"\n  {word}" in out
-    assert "python train.py config/stories.py --dataset=my_text --out_dir=out/my_text" in out
+    assert "python train.py --dataset=my_text --out_dir=out/my_text" in out
 
 
 def test_the_glimpse_of_chinese_counts_two_columns_for_a_character():
@@ -741,6 +743,11 @@ def test_data_in_the_tokens_of_a_run_are_for_going_on_from_it():
     Path("out/base/best.pt").touch()
     assert prepare_data.next_command("mine", "out/base").endswith("--init_from=out/base")
     assert "--init_from" not in prepare_data.next_command("mine", "bpe")
+    config = load_config(TrainConfig, [str(REPOSITORY / "config/stories.py")])
+    assert config.max_iters == prepare_data.STEPS
+    assert config.batch_size * config.block_size == prepare_data.TOKENS_PER_STEP
+    for n_tokens, steps in ((1_000, " --max_iters=50"), (200_000, " --max_iters=260"), (10**6, "")):
+        assert prepare_data.next_command("mine", "bpe", n_tokens).endswith("out/mine" + steps)
     Path("out/my base").mkdir()
     Path("out/my base/ckpt.pt").touch()
     assert prepare_data.next_command("mine", "out/my base").endswith('--init_from="out/my base"')

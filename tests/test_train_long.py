@@ -25,7 +25,7 @@ from sample import next_token_distribution
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.metrics import width
 from support.processes import World, open_world
-from support.report import draw, in_columns, in_words, quoted, read_log
+from support.report import draw, farewell, in_columns, in_words, quoted, read_log
 from support.token_files import Dataset, Tokens
 from tests.conftest import REPOSITORY, TINY, call, tiny_text
 from tests.test_sample import LOGITS, continuation, make_model
@@ -39,6 +39,7 @@ from tests.test_train import (
     log_without_times,
 )
 from train import (
+    Progress,
     TrainConfig,
     evaluation,
     make_optimizers,
@@ -582,7 +583,30 @@ def test_resuming_takes_the_settings_of_the_run_not_those_of_a_config_file(train
     assert "all 22 steps are done" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         call(patch, "train.py", "other.py", "--init_from=resume", "--max_iters=20")
-    assert "already at step 22; for more" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "all 22 steps are done" in told
+    assert (
+        "to continue: python train.py --init_from=resume --out_dir=out/tiny --max_iters=44" in told
+    )
+
+
+def test_a_text_that_is_read_too_often_is_warned_of(train_tiny, capsys):
+    train_tiny("--max_iters=400", "--dry_run")
+    told = capsys.readouterr().out
+    assert "warning: 400 steps read the text 9 times, and the model will memorise it" in told
+    for option in ("--dropout=0.1", "--patience=2", "--max_iters=200"):
+        train_tiny("--max_iters=400", "--dry_run", option)
+        assert "memorise" not in capsys.readouterr().out
+
+
+def test_the_end_of_a_run_names_the_best_moment_if_it_was_an_earlier_one():
+    config, told = (
+        TrainConfig(max_iters=20, out_dir="out/x"),
+        "the best val_loss was 1.5, in best.pt",
+    )
+    assert told in farewell(Progress(step=20, best=1.5, without_gain=2), config)
+    assert told not in farewell(Progress(step=20, best=1.5, without_gain=0), config)
+    assert "best" not in farewell(Progress(step=20, without_gain=2), config)
 
 
 def test_a_run_that_went_astray_leaves_the_last_finite_state(train_tiny):
