@@ -4,7 +4,7 @@
 #   python sample.py --out_dir=out/docstring --start=FILE:asked.py --temperature=0 --num_samples=1
 # where asked.py contains a function without its docstring, an empty line, its first line again and,
 # on a line of its own after four spaces, """.
-# 2:34 on two CPU cores, token F1 0.21; the docstring of the most similar function gets 0.18.
+# 2:26 on two CPU cores, token F1 0.21, as the docstring of the most similar function gets.
 task = "completion"
 dataset = "python/tasks/docstring"
 init_from = "out/python"
