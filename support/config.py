@@ -160,7 +160,10 @@ def meant_by(word, Config):
         return f"; did you mean {word}.py?"
     if Path(word).is_file():
         return f"; to tokenise a text: python prepare_data.py {word} --dataset=NAME"
-    if "start" in (field.name for field in dataclasses.fields(Config)):
+    names = {field.name for field in dataclasses.fields(Config)}
+    if Path(word).is_dir() and "out_dir" in names:
+        return f"; did you mean --out_dir={word}?"
+    if "start" in names:
         return f'; to give a prompt: --start="{word} …"'
     return " (see --help)"
 

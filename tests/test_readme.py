@@ -4,9 +4,12 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
+import sysconfig
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +19,7 @@ from finetune import FinetuneConfig
 from model import ModelConfig, Transformer
 from prepare_data import PrepareConfig
 from sample import SampleConfig
+from support import corpora
 from support.config import load_config
 from support.huggingface import write_model
 from support.tokenizer import train_bpe
@@ -99,6 +103,11 @@ def user(tmp_path, monkeypatch):
     Path("my_project/main.py").write_text("print('hello')\n" * 100, encoding="utf-8")
     tiny_gpt2("models/gpt2")
     small_files_of_examples()
+    library = tmp_path / "lib"  # the standard library, in small
+    for package in ("asyncio", "email", "unittest"):
+        shutil.copytree(Path(sysconfig.get_paths()["stdlib"], package), library / package)
+    paths = SimpleNamespace(get_paths=lambda: {"stdlib": str(library)})
+    monkeypatch.setattr(corpora, "sysconfig", paths)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     call(monkeypatch, "prepare_data.py", "shakespeare.txt", "--dataset=shakespeare_char")
 
