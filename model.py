@@ -55,16 +55,15 @@ class ModelConfig:
     softcap: float = 0.0  # squash logits smoothly into ± this; 0: off
     init: Literal["gpt2", "zero"] = "gpt2"  # zero: each block starts as the identity
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
-    fused_attention: bool | Literal["auto"] = "auto"  # one kernel; False: the formula written out
+    fused_attention: Literal["auto", True, False] = "auto"  # True: one kernel; False: the formula
     fused_loss: bool = True  # never hold all logits at once; False: cross-entropy written out
 
     def __post_init__(self):
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
-                raise ValueError(f"{field.name}={value!r} must be one of {', '.join(choices)}")
-        if self.fused_attention not in (True, False, "auto"):
-            raise ValueError(f"fused_attention={self.fused_attention!r}: True, False or auto")
+                expected = ", ".join(map(str, choices))
+                raise ValueError(f"{field.name}={value!r} must be one of {expected}")
         sizes = "block_size n_layer n_head n_embd n_kv_head head_size mlp_size ngrams"
         check_range(self, sizes, at_least=1)
         check_range(self, "ngram_rows", at_least=2)  # one for no n-gram, and one at least for some

@@ -172,6 +172,15 @@ def refuse_added(model, path):
         )
 
 
+def load_base(source):
+    """`load_model` of a model to train further; exits if it is not one of tokens alone."""
+    model, tokenizer, checkpoint = load_model(source)
+    refuse_added(model, source)
+    if model.config.n_labels:
+        raise SystemExit(f"{source} predicts labels instead of tokens; start from its base model")
+    return model, tokenizer, checkpoint
+
+
 def merged_checkpoint(path):
     """The contents of a checkpoint with a complete `model`: LoRA is merged into its base's weights.
 

@@ -14,7 +14,7 @@ from torch import nn
 from model import IGNORED, ModelConfig, Transformer
 from support.adapters import adds, fingerprint_of, put_in, settings_of
 from support.chat import MARKS, end_of_turn
-from support.checkpoint import load_model, model_in, refuse_added
+from support.checkpoint import load_base, model_in
 from support.examples import open_examples
 from support.labelling import is_chinese_word
 from support.starting_point import check_tokenizer, model_part, tell_changes
@@ -168,13 +168,8 @@ def start_from(config):
             "init_from=scratch: finetune.py needs a trained model, --init_from=PATH; with "
             "--pretrained=False it uses only its shape and initialises the weights randomly"
         )
-    model, tokenizer, checkpoint = load_model(config.init_from)
-    refuse_added(model, config.init_from)
+    model, tokenizer, checkpoint = load_base(config.init_from)
     tokenizer = tokenizer or assumed_tokenizer(config.init_from, model)
-    if model.config.n_labels:
-        raise SystemExit(
-            f"{config.init_from} predicts labels instead of tokens; start from its base model"
-        )
     if config.vocab_size not in (None, model.config.vocab_size):
         raise SystemExit(
             f"vocab_size={config.vocab_size} does not fit {config.init_from}, which has "

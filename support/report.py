@@ -58,7 +58,6 @@ class Report:
         total = None if config.max_minutes else config.max_iters
         self.bar = tqdm(total=total, initial=first_step, unit="step", disable=hidden)
         self.updates, self.tokens, self.seconds = 0, 0, 0.0
-        self.clock = perf_counter()
         self.shown = []
 
     def __enter__(self):

@@ -9,9 +9,8 @@ from model import ModelConfig, Transformer
 from support.checkpoint import (
     LAST,
     find_checkpoint,
-    load_model,
+    load_base,
     read_checkpoint,
-    refuse_added,
     set_aside,
 )
 from support.config import config_files, load_config, typed_options
@@ -128,12 +127,7 @@ def pretrained_model(config, dataset):
 
     The model may be trained on windows shorter than its context; it keeps its context then.
     """
-    model, tokenizer, _ = load_model(config.init_from)
-    refuse_added(model, config.init_from)
-    if model.config.n_labels:
-        raise SystemExit(
-            f"{config.init_from} predicts labels instead of tokens: start from its base"
-        )
+    model, tokenizer, _ = load_base(config.init_from)
     check_tokenizer(tokenizer and tokenizer.to_dict(), dataset, config.init_from)
     if dataset.tokenizer and dataset.vocab_size > model.config.vocab_size:
         raise SystemExit(
