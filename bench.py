@@ -246,14 +246,19 @@ def train_transformers(config, weights=torch.float32, autocast=True):
         return timed_training(step, config)
 
 
+def linears(model):
+    return [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+
 def sample_ours(config, **options):
     """Greedy sampling as in sample.py, one text at a time."""
     with open_world(config.device, options.get("dtype", "auto"), to_train=False) as world:
         settings = SampleConfig(num_samples=1, device=config.device, **options)
         model = our_model(config).to(world.device).eval()
-        weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-        each = 1 if settings.quantize == "int8" else 2  # bytes per weight, read for every token
+        weights = sum(linear.weight.numel() for linear in linears(model))
         model = for_inference(model, settings, 1, world)
+        each = 1 if settings.quantize == "int8" else 2  # bytes per weight, read for every token
+        each = next((linear.weight.element_size() for linear in linears(model)), each)
         greedy = partial(next_token_distribution, temperature=0)
 
         def write(n):

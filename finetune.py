@@ -46,7 +46,7 @@ from support.finetuning import (
 )
 from support.fp8 import use_fp8
 from support.processes import only_main_prints, open_world
-from support.report import Report, advice_on_memory, farewell, in_words
+from support.report import Report, advice_on_memory, farewell, in_words, show_shift
 from support.starting_point import check_accumulation, make_room, read_config
 from support.tasks import TASKS, Example, batch_of
 from support.token_files import permuted
@@ -381,6 +381,7 @@ def main():
         show_config(config)
         show_weights(model)
         if config.dry_run:
+            show_shift(batch_at(0)[0], start.task.tokenizer, start.task.labels)
             print(f"dry run: {config.max_iters:,} steps; nothing was trained or written")
             return
         if config.teacher:

@@ -31,6 +31,7 @@ from support.report import (
     in_words,
     quoted,
     show_plan,
+    show_shift,
 )
 from support.starting_point import check_accumulation, make_model, make_room, read_config
 from support.token_files import Windows, open_dataset
@@ -510,6 +511,8 @@ def main():
         evaluate = evaluation(dataset, config, world)
         show_plan(model, config, dataset, world)
         if config.dry_run:
+            show_shift(batch_at(0)[0], dataset.tokenizer)
+            print("dry run: nothing was trained or written")
             return
         if config.eval_only:
             if config.init_from == "scratch":

@@ -312,8 +312,8 @@ def refuse_binary(path, chunk, start):
     """Raise ValueError for bytes that are clearly not text."""
     for name, marks in WIDE_MARKS.items():
         if start == 0 and chunk.startswith(marks):
-            advice = f"save it as UTF-8, or use --encoding={name.lower()}"
-            raise ValueError(f"{path} is {name}; {advice}")
+            other = "" if ".jsonl" in path.suffixes else f", or use --encoding={name.lower()}"
+            raise ValueError(f"{path} is {name}; save it as UTF-8{other}")
     if b"\0" in chunk:
         raise ValueError(f"{path} is a binary file: byte {start + chunk.index(0):,} is zero")
 

@@ -17,6 +17,7 @@ from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_base, model_in
 from support.examples import open_examples
 from support.labelling import is_chinese_word
+from support.metrics import cut
 from support.starting_point import check_tokenizer, model_part, tell_changes
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
@@ -313,7 +314,7 @@ def show_weights(model):
 def shown(answer):
     """An answer on one line, shortened."""
     text = " ".join(answer) if isinstance(answer, list) else answer.strip().replace("\n", " / ")
-    return text if len(text) < 70 else text[:69] + "…"
+    return cut(text, 70)
 
 
 def short_start(start):

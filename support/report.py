@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import rows_per_piece
+from model import IGNORED, rows_per_piece
 from support.checkpoint import BEST
 from support.files import fall_silent, replacing
 from support.metrics import width
@@ -37,6 +37,8 @@ COLUMNS = 80
 QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
 LOGITS_BYTES = 4 + 4 + 2  # per logit held at once: itself, its gradient, a 16-bit copy
+VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+BEFORE_FIRST_TARGET, ROWS_SHOWN = 8, 3  # how much of a batch a dry run shows
 MOST_EPOCHS, FEW_EPOCHS = 6, 4  # passes over a text: from when on to warn, what to advise instead
 SMOOTHED_POINTS = 50  # roughly as many independent points make up the plot's smoothed line
 
@@ -348,7 +350,6 @@ def show_cost(model, config, dataset, world, per_step):
     rows["memory"] = f"about {total / 1e6:,.0f} MB per process: {parts}"
     for name, text in rows.items():
         print(textwrap.fill(f"  {name:<11}{text}", COLUMNS, subsequent_indent=" " * 13))
-    print("dry run: nothing was trained or written")
 
 
 def memory_parts(model, config, world):
@@ -384,6 +385,41 @@ def saved_bytes(model, config, world, sequences):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), world.precision():
         _graph = model(tokens, tokens)  # kept alive, so that no storage's address is reused
     return sum(saved.values())
+
+
+def show_shift(batch, tokenizer, labels=()):
+    """Print some tokens of a batch, each input above its target: what the model is to learn.
+
+    The row shown is the first; it begins shortly before the first target that counts. Targets are
+    tokens or, for a model with a head for `labels`, one of these. Bytes that are a part of a
+    character are shown as numbers.
+    """
+
+    def named(token):
+        if tokenizer is None:
+            return str(token)
+        text = tokenizer.decode([token])
+        is_part = "\ufffd" in text
+        return f"<{tokenizer.token_bytes(token).hex(' ')}>" if is_part else text.translate(VISIBLE)
+
+    inputs, targets = (batch[name][0].tolist() for name in ("inputs", "targets"))
+    first = next((i for i, target in enumerate(targets) if target != IGNORED), 0)
+    start = max(0, first - BEFORE_FIRST_TARGET)
+    rows = [["  inputs ", "  targets"]]
+    for token, target in zip(inputs[start:], targets[start:]):
+        below = str(IGNORED)
+        if target != IGNORED:
+            below = labels[target] if labels else named(target)
+        pair = [named(token), below]
+        columns = 1 + max(map(width, pair))
+        cells = [" " + text + " " * (columns - 1 - width(text)) for text in pair]
+        if width(rows[-1][0]) + columns > COLUMNS:
+            if len(rows) == ROWS_SHOWN:
+                break
+            rows.append([" " * 9, " " * 9])
+        rows[-1] = [row + cell for row, cell in zip(rows[-1], cells)]
+    for pair in rows:
+        print("\n".join(row.rstrip() for row in pair))
 
 
 def doubts(config, epochs):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bench
+import compare
 import convert
 import finetune
 import prepare_data
@@ -23,6 +24,7 @@ SCRIPTS = {
     "prepare_data.py": prepare_data,
     "convert.py": convert,
     "bench.py": bench,
+    "compare.py": compare,
 }
 TINY = (  # a model that takes milliseconds a step
     "--n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 "

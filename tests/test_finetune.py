@@ -852,6 +852,10 @@ def test_epochs_make_the_updates_unless_these_are_typed(run, capsys):
 
 def test_a_dry_run_and_an_evaluation_write_nothing(tune, capsys):
     tune("classification", "--dry_run=True")
+    *_, above, below, _ = capsys.readouterr().out.splitlines()
+    assert above.startswith("  inputs ")
+    assert below.split()[1:-1] == ["-1"] * 8
+    assert below.split()[-1] in ("animal", "tier")
     tune("classification", "--eval_only=True")
     assert "accuracy" in capsys.readouterr().out
     assert not Path("out/tuned").exists()

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import BenchConfig
+from compare import CompareConfig
 from convert import ConvertConfig
 from finetune import FinetuneConfig
 from model import ModelConfig, Transformer
@@ -34,6 +35,7 @@ CONFIGS = {
     "prepare_data.py": PrepareConfig,
     "convert.py": ConvertConfig,
     "bench.py": BenchConfig,
+    "compare.py": CompareConfig,
 }
 # Typed behind the README's own options, these make any run small.
 SHORTER = {
@@ -45,6 +47,7 @@ SHORTER = {
     "sample.py": "--max_new_tokens=5 --device=cpu",
     "prepare_data.py": "",
     "convert.py": "",
+    "compare.py": "",
 }
 NEEDS_NETWORK = {
     "shakespeare",
@@ -176,7 +179,7 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
     for path in re.findall(r"\]\(([^)]*)\)", text):
         assert (REPOSITORY / path).exists(), path
     told = re.findall(r"\]\((\w+\.py)\) \| (\d+) \|", text)
-    assert len(told) == 7
+    assert len(told) == 8
     for path, lines in told:
         length = len((REPOSITORY / path).read_text(encoding="utf-8").splitlines())
         assert int(lines) == pytest.approx(length, rel=0.03), path

@@ -716,6 +716,11 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(train_tiny, capsys):
     assert "11 times, 3 batches of each split" in told
     assert "warmup_iters=100 lasts the whole run" in told
     assert "memorise" not in told
+    above, below = (
+        line for line in told.splitlines() if line.startswith(("  inputs", "  targets"))
+    )
+    pairs = zip(above.split()[1:-1], above.split()[2:], below.split()[1:])
+    assert all(target == following for _, following, target in pairs)  # shifted by one
     train_tiny("--dry_run=True", "--max_iters=100000", "--ngrams=3")
     assert "epochs the model will memorise the text's n-grams" in capsys.readouterr().out
     assert not Path("out").exists()

@@ -25,8 +25,17 @@ from sample import next_token_distribution
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.metrics import width
 from support.processes import World, open_world
-from support.report import draw, farewell, in_columns, in_words, quoted, read_log
+from support.report import (
+    draw,
+    farewell,
+    in_columns,
+    in_words,
+    quoted,
+    read_log,
+    show_shift,
+)
 from support.token_files import Dataset, Tokens
+from support.tokenizer import byte_tokenizer
 from tests.conftest import REPOSITORY, TINY, call, tiny_text
 from tests.test_sample import LOGITS, continuation, make_model
 from tests.test_train import (
@@ -432,6 +441,25 @@ def test_characters_without_a_newline_can_be_trained_on(train_tiny, run, capsys)
     train_tiny("--dataset=line", "--max_iters=1")
     assert "\n" not in last()["tokenizer"]["characters"]
     assert "\n  | " in capsys.readouterr().out
+
+
+def test_a_batch_is_shown_with_each_input_above_its_target(capsys):
+    tokenizer = byte_tokenizer()
+    tokens = torch.tensor(tokenizer.encode("a 猫\n").tolist())[None]
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:].clone()}
+    show_shift(batch, tokenizer)
+    batch["targets"][0, 0] = IGNORED
+    show_shift(batch, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "  inputs  a ␣    <e7> <8c> <ab>",
+        "  targets ␣ <e7> <8c> <ab> ⏎",
+        "  inputs  97 32  231 140 171",
+        "  targets -1 231 140 171 10",
+    ]
+    long = torch.zeros(1, 500, dtype=torch.long)
+    show_shift({"inputs": long, "targets": long}, None)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 6 and all(70 < len(line) <= 80 for line in told)
 
 
 @pytest.mark.parametrize(("block_size", "split"), [(1000, "val"), (10000, "train")])
