@@ -1,5 +1,6 @@
 """What the READMEs say is so: their commands run, their knobs and files exist."""
 
+import doctest
 import io
 import json
 import re
@@ -183,6 +184,15 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
     for path, lines in told:
         length = len((REPOSITORY / path).read_text(encoding="utf-8").splitlines())
         assert int(lines) == pytest.approx(length, rel=0.03), path
+
+
+@pytest.mark.parametrize("tour", ["docs/tour.md", "docs/tour.zh.md"])
+def test_the_lines_of_a_tour_do_what_it_says(tour):
+    path = REPOSITORY / tour
+    done = doctest.testfile(str(path), module_relative=False, encoding="utf-8")
+    assert done.attempted > 50 and done.failed == 0
+    for link in re.findall(r"\]\(([^)]*)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("readme", READMES)
