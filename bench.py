@@ -92,6 +92,8 @@ def wait_for_device():
     """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 def peak_memory(device):
@@ -356,7 +358,7 @@ def timed_preparation(config, with_ours):
 def loss_ours(config):
     """train.py with config/shakespeare_char.py, from the shell."""
     with tempfile.TemporaryDirectory() as out:
-        command = f"train.py config/shakespeare_char.py --out_dir={out} {config.options}"
+        command = f"train.py config/shakespeare_char.py {config.options}"
         return timed_command(command, ROOT, out, "shakespeare_char")
 
 
@@ -364,7 +366,7 @@ def loss_nanogpt(config):
     """nanoGPT's recipe for a CPU, from the shell."""
     with tempfile.TemporaryDirectory() as out:
         data = Path(config.peer).absolute() / "data" / "shakespeare_char"
-        return timed_command(f"{NANOGPT_FOR_A_CPU} --out_dir={out}", config.peer, out, data)
+        return timed_command(NANOGPT_FOR_A_CPU, config.peer, out, data)
 
 
 def told_by(command, **options):
@@ -379,13 +381,13 @@ def timed_command(command, folder, out, dataset):
     """Seconds of a whole training run, and its loss on the whole validation split."""
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     begun = time.perf_counter()
-    told_by([sys.executable, *command.split()], cwd=folder, env=environment)
+    told_by([sys.executable, *command.split(), f"--out_dir={out}"], cwd=folder, env=environment)
     seconds = time.perf_counter() - begun
-    evaluation = (
-        f"train.py --init_from={out} --eval_only=True --eval_iters=0 --block_size=64 "
-        f"--dataset={dataset} --batch_size=64 --dtype=float32"
-    )
-    output = told_by([sys.executable, *evaluation.split()], cwd=ROOT, env=environment)
+    evaluation = [
+        *("train.py", f"--init_from={out}", f"--dataset={dataset}"),
+        *"--eval_only=True --eval_iters=0 --block_size=64 --batch_size=64 --dtype=float32".split(),
+    ]
+    output = told_by([sys.executable, *evaluation], cwd=ROOT, env=environment)
     return {"seconds": seconds, "val_loss": float(re.findall(r"val loss ([\d.]+)", output)[-1])}
 
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from support.config import load_config
 from support.corpora import FINEWEB_EDU_URL, NAMES, fineweb_edu_shards, open_corpus
 from support.files import (
+    ON_WINDOWS,
     check_encoding,
     replacing,
     replacing_files,
@@ -167,7 +168,7 @@ def check(config):
 def prepare(config):
     """Write data/NAME from text and print a report."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         language = None if config.language == "both" else config.language
         knobs = (config.megabytes, config.seed, language, config.encoding, config.field)
         corpus = open_corpus(config.paths, DATA, scratch, *knobs)
@@ -177,6 +178,7 @@ def prepare(config):
         texts = first_pass(corpus, survey)
         tokenizer = make_tokenizer(config, corpus, texts)
         plan = make_plan(corpus, texts, survey, config.val_fraction)
+        texts.close()  # and with it the file that it reads
         if not survey["characters"]:
             raise ValueError(f"there is no text in {', '.join(config.paths)}: everything is empty")
         if tokenizer.eot is None and tokenizer.bos is None and survey["documents"] > 1:
@@ -192,7 +194,7 @@ def prepare(config):
 
 def own_name(corpus, paths):
     """The default name of a corpus; a user's file must not take that of a named corpus."""
-    if corpus.name in NAMES and corpus.name not in paths:
+    if corpus.name.lower() in NAMES and corpus.name not in paths:  # not every disk has both cases
         raise ValueError(
             f"{paths[0]} would become data/{corpus.name}, which belongs to another corpus; "
             f"give it a name, such as --dataset=my_{corpus.name}"
@@ -568,9 +570,10 @@ def next_command(name, tokenizer="", n_tokens=None):
 
 def in_quotes(value):
     """The value as it can be typed into a shell, quoted only where needed."""
-    if all(character.isalnum() or character in "-_./" for character in value):
+    plain = "-_./:\\" if ON_WINDOWS else "-_./:"
+    if all(character.isalnum() or character in plain for character in value):
         return value
-    quote = "'" if set(value) & set('$`\\"!') else '"'
+    quote = "'" if set(value) & set('$`\\"!') and not ON_WINDOWS else '"'
     return f"{quote}{value}{quote}"
 
 

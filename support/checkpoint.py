@@ -27,7 +27,7 @@ import torch
 
 from model import ModelConfig
 from support.adapters import adds, fingerprint_of, has_added, merge_lora, put_in, weights_to_save
-from support.files import replacing
+from support.files import rename_all, replacing
 from support.nanogpt import from_nanogpt
 from support.tokenizer import tokenizer_from_dict
 from support.tokenizer_files import may_be_on_the_hub
@@ -245,8 +245,11 @@ def set_aside(out_dir):
     numbers = [int(name) for name in names if name.isdecimal()]
     aside = Path(out_dir) / f"previous-{max(numbers, default=0) + 1}"
     aside.mkdir()
-    for file in kept:
-        file.rename(aside / file.name)
+    try:
+        rename_all([(file, aside / file.name) for file in kept])
+    except BaseException:
+        aside.rmdir()
+        raise
     print(f"the previous run in {out_dir} is kept in {aside}")
 
 

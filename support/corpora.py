@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import sys
 import sysconfig
 import urllib.error
@@ -30,7 +31,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from support.code_tasks import code_tasks, split_of
-from support.files import advice_on_encoding
+from support.files import advice_on_encoding, move
 from support.stories.tasks import story_tasks
 from support.tokenizer import repair
 
@@ -45,6 +46,7 @@ WIDE_MARKS = {
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 TIMEOUT_SECONDS = 30
+CERTIFICATES = "run 'Install Certificates.command' in its folder in /Applications"
 OFFLINE = "These need no connection: python prepare_data.py stories, python prepare_data.py python"
 
 SHAKESPEARE_URL = (
@@ -495,6 +497,8 @@ def download(url, path, sha256=None):
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             reason = getattr(error, "reason", "") or error
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                reason = f"{reason}; Python from python.org on a Mac: {CERTIFICATES}"
         # As long as each attempt makes progress, another one is worth it.
         if not complete and size_of(part) <= before:
             kept = (
@@ -506,7 +510,7 @@ def download(url, path, sha256=None):
     if sha256 and sha256_of(part) != sha256:
         part.unlink()
         raise ValueError(f"{url} is damaged or has changed: its sha256 is not {sha256}; try again")
-    os.replace(part, path)
+    move(part, path)
     return path
 
 

@@ -4,15 +4,40 @@ Also JSON, text in encodings other than UTF-8, and pipes that nobody reads any m
 """
 
 import codecs
+import errno
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+
+ON_WINDOWS = os.name == "nt"
+PATIENCE = 10.0  # seconds to wait for another program to close a file, on Windows
+# What writing to a pipe that was closed raises.
+CLOSED_PIPE = {errno.EPIPE, errno.EINVAL} if ON_WINDOWS else {errno.EPIPE}
+
+
+def move(path, new_path):
+    """Rename a file or folder; a file that has the new name is replaced.
+
+    Windows refuses that while any program has one of them open, be it a virus scanner that looks at
+    a new file: it is tried again for PATIENCE seconds.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(path, new_path)
+        except PermissionError:
+            if not ON_WINDOWS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            break
 
 
 @contextmanager
@@ -29,7 +54,7 @@ def replacing(path, mode="wb"):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,11 +92,11 @@ def rename_all(moves):
     """Rename files, pairs (path, new path), in this order; an error undoes all of it."""
     try:
         for path, new_path in moves:
-            os.replace(path, new_path)
+            move(path, new_path)
     except BaseException:
         for path, new_path in reversed(moves):
             if not path.exists():
-                os.replace(new_path, path)
+                move(new_path, path)
         raise
 
 
@@ -115,11 +140,11 @@ def replacing_tree(path):
     try:
         yield new
         if path.exists():
-            path.rename(old)
-        new.rename(path)
+            move(path, old)
+        move(new, path)
     finally:
         if old.exists() and not path.exists():
-            old.rename(path)
+            move(old, path)
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -129,7 +154,9 @@ def until_nobody_reads():
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in CLOSED_PIPE or error.filename:
+            raise
         fall_silent()
         raise SystemExit(0) from None
 
@@ -171,6 +198,8 @@ def advice_on_encoding(chunk, encoding, is_cut_off=False):
     is_cut_off: they are an incomplete character at the end of the file.
     """
     without = f"iconv -c -f {encoding} -t utf-8 OLD > NEW"
+    if ON_WINDOWS:
+        without = "save it as UTF-8 in an editor"
     if is_cut_off:
         return f"the file ends in the middle of a character; to drop it: {without}"
     text = chunk.decode(encoding, "replace")

@@ -67,7 +67,7 @@ class AdamW(Optimizer):
             max_exp_avg_sqs=[],
             amsgrad=False,
             maximize=False,
-            fused=params[0].device.type in ("cuda", "cpu"),
+            fused=params[0].device.type in ("cuda", "mps", "cpu"),
             beta1=beta1,
             beta2=beta2,
             lr=group["lr"],

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from support.files import until_nobody_reads
+from support.files import ON_WINDOWS, until_nobody_reads
 
 # Of a path that cannot be read or written, whatever the program does.
 UNUSABLE_PLACE = {
@@ -121,7 +121,9 @@ def open_world(device="auto", dtype="auto", to_train=True):
         if error.errno not in UNUSABLE_PLACE:
             raise
         where = f"{error.filename}: {error.strerror}"
-        raise SystemExit(f"{where}; make it readable and writable, or choose another") from None
+        close = ", close the program that has it open" if ON_WINDOWS else ""
+        advice = f"make it readable and writable{close}, or choose another"
+        raise SystemExit(f"{where}; {advice}") from None
     finally:
         if size > 1:
             dist.destroy_process_group()
@@ -148,6 +150,8 @@ def only_main_prints():
 def pick_device(device):
     """The device of that name; `auto` picks CUDA, else Apple's MPS, else the CPU."""
     has = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        del has["mps"]  # no backend exchanges its gradients
     usable = [name for name in has if has[name]()] + ["cpu"]
     if device == "auto":
         return torch.device(usable[0])

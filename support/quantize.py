@@ -17,6 +17,7 @@ from support.token_files import Windows, open_dataset
 HALF_ROWS = 2  # with more rows at once, float16 is no faster on a CPU than a kernel for matrices
 FLOAT32_BELOW = 4_000_000  # a model with fewer weights is faster in float32 on a CPU
 HELD_OUT = 2048  # tokens on which to measure what low precision costs
+MPS_DIVISOR = 32  # of the sizes that Apple's int8 kernel supports
 INT8_ROWS = 8  # with more rows at once, without FBGEMM, it pays to convert the weights first
 SMALLEST_STEP = 6.1e-5  # the finest step to which FBGEMM rounds activations
 # Without this instruction FBGEMM accumulates in 16 bits, so activations may have only 7 bits.
@@ -122,7 +123,8 @@ class Int8Linear(LowPrecisionLinear):
     def without_kernel(self, x):
         """The product with x as it is."""
         rows = x.flatten(0, -2)  # (N, inputs)
-        if len(rows) <= INT8_ROWS:
+        fits = x.device.type != "mps" or not any(n % MPS_DIVISOR for n in self.weight.shape)
+        if len(rows) <= INT8_ROWS and fits:
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
         else:
             y = F.linear(rows, self.weight.type_as(x)) * self.scale

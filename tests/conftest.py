@@ -35,6 +35,7 @@ TINY = (  # a model that takes milliseconds a step
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+    torch.backends.mps.is_available = lambda: False  # on a Mac too, the tests run on the CPU
 
 
 def tiny_text():

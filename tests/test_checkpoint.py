@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.checkpoint import find_checkpoint, load_model, read_checkpoint, save_checkpoint
+from support import files
+from support.checkpoint import (
+    find_checkpoint,
+    load_model,
+    read_checkpoint,
+    save_checkpoint,
+    set_aside,
+)
 from support.files import replacing, replacing_tree
 
 CONTENTS = {"model_config": {}, "step": 3}
@@ -47,19 +54,55 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_on_windows_a_file_that_another_program_has_open_is_waited_for(tmp_path, monkeypatch):
+    replace, refused = os.replace, iter([True, True, False])
+
+    def replace_if_free(old, new):
+        if next(refused, True):
+            raise PermissionError("in use by another program")
+        replace(old, new)
+
+    path = tmp_path / "file"
+    monkeypatch.setattr(os, "replace", replace_if_free)
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    save_checkpoint(path, CONTENTS)
+    monkeypatch.setattr(files, "PATIENCE", 0.0)
+    with pytest.raises(PermissionError):
+        save_checkpoint(path, CONTENTS | {"step": 4})
+    assert read_checkpoint(path)["step"] == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_is_set_aside_whole_or_not_at_all(tmp_path, monkeypatch):
+    for name in ("ckpt.pt", "best.pt", "log.jsonl"):
+        (tmp_path / name).write_text(name)
+    replace = os.replace
+
+    def replace_or_fail(old, new):
+        if Path(old).name == "log.jsonl":
+            raise PermissionError("in use by another program")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", replace_or_fail)
+    with pytest.raises(PermissionError):
+        set_aside(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"ckpt.pt", "best.pt", "log.jsonl"}
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "a").write_text("old")
-    rename = Path.rename
+    replace = os.replace
 
-    def rename_or_fail(self, target):
-        if self.name == "new":
+    def replace_or_fail(old, new):
+        if Path(old).name == "new":
             raise OSError("disk full")
-        return rename(self, target)
+        replace(old, new)
 
     (tmp_path / "folder.old").mkdir()  # somebody's, and none of ours
-    monkeypatch.setattr(Path, "rename", rename_or_fail)
+    monkeypatch.setattr(os, "replace", replace_or_fail)
     with pytest.raises(OSError, match="disk full"), replacing_tree(path) as new:
         (new / "a").write_text("new")
     assert (path / "a").read_text() == "old"

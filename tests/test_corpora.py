@@ -5,10 +5,12 @@ import gzip
 import io
 import itertools
 import os
+import ssl
 import sys
 import sysconfig
 import threading
 import types
+import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -212,7 +214,8 @@ def test_a_character_cut_off_at_the_end_is_named(tmp_path, chunk_bytes):
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_utf16_and_utf32_are_recognised(tmp_path, name, encoding):
     path = save(tmp_path / name, "text".encode(encoding))
-    with pytest.raises(ValueError, match=rf"is {encoding.upper()}; save it as UTF-8.*={encoding}"):
+    other = "" if name == "a.jsonl" else f", or use --encoding={encoding}"
+    with pytest.raises(ValueError, match=rf"is {encoding.upper()}; save it as UTF-8{other}$"):
         read(tmp_path, path)
 
 
@@ -483,6 +486,15 @@ def test_without_a_connection_the_offline_corpora_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"could not be downloaded.*prepare_data\.py stories"):
         download("http://127.0.0.1:9/input.txt", tmp_path / "raw" / "x")
     assert not (tmp_path / "raw").exists()
+
+
+def test_missing_certificates_are_told_with_their_remedy(tmp_path, monkeypatch):
+    def fail(url, part):
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("unable to get local issuer"))
+
+    monkeypatch.setattr(corpora, "fetch_rest", fail)
+    with pytest.raises(ValueError, match=r"unable to get local issuer.*Install Certificates"):
+        download("https://127.0.0.1:9/input.txt", tmp_path / "x")
 
 
 def test_a_full_disk_ends_a_download_as_such(server, tmp_path, monkeypatch):

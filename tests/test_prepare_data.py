@@ -751,3 +751,11 @@ def test_data_in_the_tokens_of_a_run_are_for_going_on_from_it():
     Path("out/my base").mkdir()
     Path("out/my base/ckpt.pt").touch()
     assert prepare_data.next_command("mine", "out/my base").endswith('--init_from="out/my base"')
+
+
+def test_paths_in_printed_commands_are_quoted_as_the_shell_needs_it(monkeypatch):
+    assert prepare_data.in_quotes("out/小说") == "out/小说"
+    assert prepare_data.in_quotes("a $b") == "'a $b'"
+    monkeypatch.setattr(prepare_data, "ON_WINDOWS", True)
+    assert prepare_data.in_quotes("C:\\out\\base") == "C:\\out\\base"
+    assert prepare_data.in_quotes("a $b") == '"a $b"'

@@ -1,6 +1,5 @@
 """Which device and precision are taken, and how a run is asked to stop."""
 
-import os
 import signal
 
 import pytest
@@ -20,6 +19,15 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto").type == "cuda"
     assert pick_device("cpu").type == "cpu"
+
+
+def test_processes_that_share_the_work_do_not_take_mps(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(SystemExit, match="device=mps is not usable here; expected cpu"):
+        pick_device("mps")
 
 
 @pytest.mark.parametrize("device", ["cpu:foo", "cpu:0", "cuda:99", "abacus"])
@@ -58,9 +66,9 @@ def test_alone_sums_are_the_numbers_themselves():
 def test_the_first_signal_asks_and_the_second_insists(capsys):
     before = signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
     assert "SIGTERM: saving after this step" in capsys.readouterr().err

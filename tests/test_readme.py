@@ -69,6 +69,14 @@ def commands(readme):
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+@pytest.mark.parametrize("readme", READMES)
+def test_the_commands_of_a_readme_have_no_comments(readme):
+    """zsh, the shell of a Mac, would take them for arguments."""
+    text = (REPOSITORY / readme).read_text(encoding="utf-8")
+    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL):
+        assert not re.search(r"(^|\s)#\s", block), block
+
+
 def is_script(words):
     return words[0] == "python" and words[1].endswith(".py")
 
@@ -100,7 +108,7 @@ def small_files_of_examples():
 def user(tmp_path, monkeypatch):
     """A function that types a command, in a folder like a fresh clone with the user's own texts."""
     monkeypatch.chdir(tmp_path)
-    Path("config").symlink_to(REPOSITORY / "config")
+    shutil.copytree(REPOSITORY / "config", "config")
     for name in ("my_novel.txt", "我的小说.txt", "shakespeare.txt"):
         Path(name).write_text(tiny_text(), encoding="utf-8")
     Path("my_project").mkdir()

@@ -658,7 +658,7 @@ def test_a_terminal_gets_utf8_whatever_its_locale_says(trained):
 @pytest.mark.parametrize(
     "option", ["--quantize=int8", "--dtype=float16", "--dtype=bfloat16", "--speculate=3"]
 )
-def test_lighter_weights_and_guesses_write_readable_text(option, trained, run, capsys):
+def test_low_precision_and_draft_tokens_give_readable_text(option, trained, run, capsys):
     run("sample.py", "--out_dir=out/tiny", "--temperature=0", option, "--max_new_tokens=60")
     plain = capsys.readouterr().out
     words = "the cat saw a dog and ran home 猫 看见 狗 就 跑".split()

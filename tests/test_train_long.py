@@ -702,7 +702,7 @@ def test_an_optimizer_of_pytorchs_and_a_number_in_a_tensor_do(train_tiny, monkey
 def test_a_run_stopped_while_it_diverges_keeps_its_last_good_checkpoint(tmp_path, world):
     def inputs(step):
         if step == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return math.inf if step >= 7 else 1.0
 
     _, progress = sit(tmp_path, inputs=inputs, world=world, max_iters=20, eval_interval=5)
