@@ -102,7 +102,10 @@ def draw(probabilities, generator):
     sums = probabilities.cumsum(dim=1)
     total = sums[:, -1:]
     if not (total > 0).all():
-        raise SystemExit("the model's logits are nan or infinite: its training diverged")
+        raise SystemExit(
+            "no token has a probability: the model's logits are nan or infinite, because its "
+            "training diverged, or a sampling rule excludes every token"
+        )
     chance = torch.rand(total.shape, generator=generator, device=total.device)
     below = total.nextafter(torch.zeros_like(total))  # the last sum itself stands for no token
     return torch.searchsorted(sums, torch.minimum(chance * total, below), right=True)
@@ -229,7 +232,8 @@ class Context:
         self.recorded, self.steps = False, {}
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1 if "TorchScript" in lines[0] else 0]
-        print(f"record: not possible here ({reason})", file=sys.stderr)
+        # It may stand in the middle of a line of text.
+        print(f"\nrecord: not possible here ({reason})", file=sys.stderr)
 
 
 def in_common(old, new):

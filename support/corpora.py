@@ -155,6 +155,15 @@ def own_files(paths, scratch, encoding="utf-8", field="text"):
     return Corpus(first, lambda: documents_in(files, encoding, field), size, list(paths))
 
 
+def converting(kind, file=None):
+    """The Python lines that save a dataset of the package `datasets` as .jsonl."""
+    source = f"'{kind}', data_files='{file}'" if file else f"'{kind}'"
+    return (
+        "in Python, after `pip install datasets`: from datasets import load_dataset; "
+        f"load_dataset({source}, split='train').to_json('text.jsonl', force_ascii=False)"
+    )
+
+
 def name_of(path):
     """The default dataset name: that of the folder, or of the file without .txt, .jsonl.gz, …"""
     name = path.name[: -len(".gz")] if is_packed(path) else path.name
@@ -185,10 +194,15 @@ def files_under(path, skipped):
             f"{path} is not plain text, and would be learned with all its brackets and commas; "
             'convert it to .txt, or to .jsonl with {"text": "..."} on each line'
         )
+    if path.is_file() and path.suffix.lower() in (".parquet", ".arrow"):
+        raise ValueError(f"{path} is not text; to convert it: {converting('parquet', path)}")
     if path.is_file():
         return [path]
     if not path.exists():
-        raise ValueError(f"there is no file or folder {path}; named corpora: {', '.join(NAMES)}")
+        raise ValueError(
+            f"there is no file or folder {path}; named corpora: {', '.join(NAMES)}. A dataset on "
+            f"Hugging Face's hub can be saved as text: {converting(path.as_posix())}"
+        )
     if not path.is_dir():
         raise ValueError(
             f"{path} is neither a file nor a folder; for a pipe, use - (standard input)"

@@ -7,6 +7,7 @@ it equals. Nothing is approximated: what one side cannot express is refused by n
 import json
 import re
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -18,7 +19,16 @@ from support.chat import final_token
 from support.files import new_folder, read_json
 from support.tensor_files import INDEX, WHOLE, TensorFiles
 from support.tokenizer_files import read_tokenizer, tokenizer_files
-from support.weights import GPT2, LLAMA, assembled, parameter_shapes, place_of, put, take
+from support.weights import (
+    CHANGEABLE,
+    GPT2,
+    LLAMA,
+    assembled,
+    parameter_shapes,
+    place_of,
+    put,
+    take,
+)
 
 SHARD_BYTES = 5_000_000_000  # about the maximum size of a file of weights
 # Tensors in older files that are not weights: they follow from the config.
@@ -26,6 +36,13 @@ COMPUTED = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
 COPIES = ["consolidated*"]  # the same weights again, in Mistral's own format
 HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "*.jinja"]
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+# The fields of a ModelConfig that a config.json can express, or that do not matter to it.
+WRITTEN = {
+    *("vocab_size block_size n_layer n_head n_embd n_kv_head head_size mlp_size".split()),
+    *("norm norm_eps position rope_theta rope_scaling mlp bias qkv_bias qk_norm".split()),
+    *("tie_weights init ngram_rows".split()),
+    *CHANGEABLE,
+}
 LLAMA3_KEYS = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
 
 
@@ -191,13 +208,16 @@ def llama_config(content, family):
 
 
 def their_config(config):
-    """(config.json, table of module names) for a `ModelConfig`; raises Unfit if none fits."""
+    """(config.json, table of module names) for a `ModelConfig`; raises Unfit if none fits.
+
+    A field that is not WRITTEN must have its default, also one that a reader has added.
+    """
     as_gpt2 = dict(norm=["layernorm"], position=["learned"], mlp=["gelu_tanh", "gelu"])
     as_gpt2 |= dict(qk_norm=[False], n_kv_head=[None, config.n_head], qkv_bias=[None, config.bias])
     as_gpt2 |= dict(head_size=[None, config.n_embd // config.n_head])
     as_llama = dict(norm=["rmsnorm"], position=["rope"], mlp=["swiglu"], bias=[False])
     as_llama |= dict(qkv_bias=[None, False]) if config.qk_norm else {}
-    always = dict(ngrams=[1], softcap=[0.0], causal=[True])
+    always = {f.name: [f.default] for f in fields(ModelConfig) if f.name not in WRITTEN}
     misfits = [
         [
             f"--{name}={known[0]}"

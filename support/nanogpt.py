@@ -27,6 +27,9 @@ def from_nanogpt(contents, path):
     theirs = {name: w for name, w in theirs.items() if not name.endswith(".attn.bias")}
     shapes = parameter_shapes(config)
     places = {name: place_of(name, GPT2) for name in shapes}
+    surplus = theirs.keys() - {place.name for place in places.values()} - {"lm_head.weight"}
+    if surplus:
+        raise ValueError(f"its model.py is not nanoGPT's: it has {', '.join(sorted(surplus)[:3])}")
     weights = {name: take(theirs[place.name], place).clone() for name, place in places.items()}
     for name, weight in weights.items():
         if tuple(weight.shape) != shapes[name]:

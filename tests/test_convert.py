@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiktoken_ext import openai_public
 
 from sample import generate, next_token_distribution
+from support import huggingface
 from support.chat import compiled_template
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.gguf_file import PATTERNS, interleaved, write_gguf
@@ -428,6 +429,17 @@ def test_a_model_with_vectors_for_ngrams_stays_here(trained, run):
         run("convert.py", "out/tiny", "--to=nanogpt", "--out=there")
 
 
+def test_a_field_of_a_readers_own_is_not_exported_as_if_it_were_not_there(
+    trained, run, monkeypatch
+):
+    trained("--norm_eps=1e-3")
+    monkeypatch.setattr(huggingface, "WRITTEN", huggingface.WRITTEN - {"norm_eps"})
+    for format in ("hf", "gguf"):
+        with pytest.raises(SystemExit, match=r"trained with --norm_eps=1e-05 could be written"):
+            run("convert.py", "out/tiny", f"--to={format}", "--out=there")
+    assert not Path("there").exists()
+
+
 def test_what_is_there_is_never_overwritten(trained, run):
     trained()
     Path("there").mkdir()
@@ -563,6 +575,10 @@ def test_a_run_goes_to_nanogpt_and_back_with_its_optimizer(trained, run):
     for name, state in after["optimizer"].items():
         assert all(torch.equal(state[key], before["optimizer"][name][key]) for key in state)
     assert after["tokenizer"]["characters"] == before["tokenizer"]["characters"]
+    theirs["model"]["ahead.weight"] = torch.ones(2)
+    torch.save(theirs, "nano/ckpt.pt")
+    with pytest.raises(SystemExit, match=r"its model\.py is not nanoGPT's: it has ahead\.weight"):
+        run("sample.py", "--out_dir=nano")
 
 
 def test_a_run_that_comes_from_nanogpt_goes_on_as_it_would_have(trained, run):

@@ -226,6 +226,15 @@ def test_a_binary_file_is_recognised(tmp_path, name):
         read(tmp_path, path)
 
 
+def test_datasets_of_hugging_face_are_told_how_to_become_text(tmp_path):
+    path = tmp_path / "train.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"not text.*load_dataset\('parquet', data_files='.*'"):
+        open_paths(tmp_path, path)
+    with pytest.raises(ValueError, match=r"load_dataset\('.*karpathy/climbmix', split='train'\)"):
+        open_paths(tmp_path, "karpathy/climbmix")
+
+
 def test_each_line_of_jsonl_is_a_document(tmp_path):
     lines = ['{"text": "one\\ntwo", "id": 1}', "", '{"text": "中"}', '{"text": ""}']
     path = save(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines))

@@ -390,7 +390,7 @@ def test_a_replay_that_breaks_off_is_gone_on_with_in_python(capsys):
     context.steps[1, True].trace = fail
     tokens += [token for (token,) in steps]
     assert tokens == continuation(model, [[1, 2]], 20)[0]
-    assert capsys.readouterr().err == "record: not possible here (RuntimeError: shape)\n"
+    assert capsys.readouterr().err == "\nrecord: not possible here (RuntimeError: shape)\n"
 
 
 def test_what_cannot_be_recorded_is_told_and_done_step_by_step(monkeypatch, capsys):
@@ -401,7 +401,7 @@ def test_what_cannot_be_recorded_is_told_and_done_step_by_step(monkeypatch, caps
     model = make_model()
     tokens = list(generate(model, [[1]], 9, GREEDY, 50, context=Context(model, recorded=True)))
     assert tokens == [[token] for token in continuation(model, [[1]], 9)[0]]
-    assert capsys.readouterr().err == "record: not possible here (operation not permitted)\n"
+    assert capsys.readouterr().err == "\nrecord: not possible here (operation not permitted)\n"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
