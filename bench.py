@@ -362,6 +362,14 @@ def loss_ours(config):
         return timed_command(command, ROOT, out, "shakespeare_char")
 
 
+def loss_ours_with_their_recipe(config):
+    """train.py with nanoGPT's model, optimizer and steps, from the shell."""
+    with tempfile.TemporaryDirectory() as out:
+        return timed_command(
+            "train.py config/shakespeare_char_plain.py", ROOT, out, "shakespeare_char"
+        )
+
+
 def loss_nanogpt(config):
     """nanoGPT's recipe for a CPU, from the shell."""
     with tempfile.TemporaryDirectory() as out:
@@ -414,7 +422,11 @@ CONTESTANTS = {
         "ours": partial(timed_preparation, with_ours=True),
         "tiktoken, one thread": partial(timed_preparation, with_ours=False),
     },
-    "loss": {"ours": loss_ours, "nanoGPT": loss_nanogpt},
+    "loss": {
+        "ours": loss_ours,
+        "ours, nanoGPT's recipe": loss_ours_with_their_recipe,
+        "nanoGPT": loss_nanogpt,
+    },
 }
 
 

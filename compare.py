@@ -13,8 +13,9 @@ import tyro
 
 from support.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint
 from support.config import load_config
-from support.files import replacing, until_nobody_reads
+from support.files import replacing
 from support.metrics import cut, width
+from support.processes import open_world
 from support.report import in_columns, read_log
 from train import LOWER_IS_BETTER
 
@@ -150,7 +151,7 @@ def main():
     if config.metric not in known:
         names = ", ".join(sorted(known - {"step", "minutes"}))
         raise SystemExit(f"metric={config.metric} was not evaluated; there is {names}")
-    with until_nobody_reads():
+    with open_world("cpu"):
         for run in runs:
             if not run.curve(config.metric):
                 print(f"{run.name} has no {config.metric} and is left out")

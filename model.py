@@ -16,10 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 
 IGNORED = -1  # a target that does not count towards the loss
-MIXER = 2654435761  # 2³² / golden ratio, a multiplicative hash (Knuth)
-SHORT_CONTEXT = 256  # up to here a CPU is faster with attention's formula than with its kernel
-LOGITS_AT_ONCE = 2**21  # in a piece of the loss, or 512 rows if that is more: 8 MB of float32
-LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which prefers large products: half a gigabyte
 
 
 @dataclass
@@ -59,26 +55,7 @@ class ModelConfig:
     fused_loss: bool = True  # never hold all logits at once; False: cross-entropy written out
 
     def __post_init__(self):
-        for field in fields(self):
-            value, choices = getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                expected = ", ".join(map(str, choices))
-                raise ValueError(f"{field.name}={value!r} must be one of {expected}")
-        sizes = "block_size n_layer n_head n_embd n_kv_head head_size mlp_size ngrams"
-        check_range(self, sizes, at_least=1)
-        check_range(self, "ngram_rows", at_least=2)  # one for no n-gram, and one at least for some
-        check_range(self, "dropout attention_dropout label_smoothing", at_least=0, below=1)
-        check_range(self, "n_labels softcap norm_eps", at_least=0)
-        if self.head_size is None and self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
-        if self.n_head % self.kv_heads:
-            raise ValueError(
-                f"n_head={self.n_head} must be a multiple of n_kv_head={self.n_kv_head}"
-            )
-        if self.position == "rope" and self.head_channels % 2:
-            raise ValueError(f"position=rope needs an even head_size, not {self.head_channels}")
-        if self.n_labels and self.tie_weights:
-            raise ValueError(f"n_labels={self.n_labels} needs a head of its own: tie_weights=False")
+        check_shape(self)
 
     @property
     def kv_heads(self):
@@ -95,24 +72,41 @@ class ModelConfig:
         return self.mlp_size or 4 * self.n_embd
 
 
-BOUNDS = {
-    "at_least": operator.ge,
-    "above": operator.gt,
-    "at_most": operator.le,
-    "below": operator.lt,
-}
-
-
-def check_range(config, names, **bounds):
-    """Raise ValueError where one of these fields is out of `bounds`; None always passes."""
-    for name in names.split():
-        value = getattr(config, name)
-        if value is not None and not all(BOUNDS[b](value, limit) for b, limit in bounds.items()):
-            words = " and ".join(f"{b.replace('_', ' ')} {limit}" for b, limit in bounds.items())
-            raise ValueError(f"{name}={value} must be {words}")
-
-
 # -------------------------------------------------------------------------- attention, in functions
+
+
+def causal_attention(q, k, v, mask=None, dropout=0.0):
+    """softmax(q kᵀ / √D) v, where scores that the mask forbids count as -∞.
+
+    q (B, H, T, D); k and v (B, K, S, D); mask as from attention_mask, None for the plain triangle.
+    A score is a sum over D channels; divided by √D it is about as large for any D, so that the
+    softmax neither picks a single key nor weights all of them alike.
+    """
+    if k.size(1) != q.size(1):  # grouped-query attention: k1 k2 -> k1 k1 k2 k2
+        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
+        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)           # (B, H, S, D)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))             # (B, H, T, S)
+    if mask is None:
+        T, S = scores.shape[-2:]
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)       # rows sum to 1
+    return F.dropout(weights, dropout).type_as(v) @ v                    # (B, H, T, D)
+
+
+def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
+    """`causal_attention` in one kernel that never stores the scores."""
+    triangle = bool(mask is None and q.size(2) > 1)  # a single query sees all keys
+    shared = bool(q.size(1) != k.size(1))  # (in a trace, sizes are tensors: hence bool)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, triangle, enable_gqa=shared)
+
+
+SHORT_CONTEXT = 256  # up to here, on a CPU, the formula is faster than the kernel
+
+
+def short_causal_attention(q, k, v, mask=None, dropout=0.0):
+    """`causal_attention` by the faster way for a short context: on a CPU, the formula."""
+    attend = causal_attention if q.device.type == "cpu" else fused_causal_attention
+    return attend(q, k, v, mask, dropout)
 
 
 def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
@@ -141,35 +135,6 @@ def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
     return mask
 
 
-def causal_attention(q, k, v, mask=None, dropout=0.0):
-    """softmax(q kᵀ / √D) v, where scores that the mask forbids count as -∞.
-
-    q (B, H, T, D); k and v (B, K, S, D); mask as from attention_mask, None for the plain triangle.
-    """
-    if k.size(1) != q.size(1):  # grouped-query attention: k1 k2 -> k1 k1 k2 k2
-        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
-        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)           # (B, H, S, D)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))             # (B, H, T, S)
-    if mask is None:
-        T, S = scores.shape[-2:]
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)       # rows sum to 1
-    return F.dropout(weights, dropout).type_as(v) @ v                    # (B, H, T, D)
-
-
-def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
-    """`causal_attention` in one kernel that never stores the scores."""
-    triangle = bool(mask is None and q.size(2) > 1)  # a single query sees all keys
-    shared = bool(q.size(1) != k.size(1))  # (in a trace, sizes are tensors: hence bool)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, triangle, enable_gqa=shared)
-
-
-def short_causal_attention(q, k, v, mask=None, dropout=0.0):
-    """`causal_attention` by the faster way for a short context: on a CPU, the formula."""
-    attend = causal_attention if q.device.type == "cpu" else fused_causal_attention
-    return attend(q, k, v, mask, dropout)
-
-
 # ---------------------------------------------------------------------------------------- positions
 
 
@@ -181,7 +146,8 @@ class LearnedPositions(nn.Module):
         self.embedding = nn.Embedding(config.block_size, config.n_embd)
 
     def forward(self, x, positions):
-        return x + self.embedding(positions), lambda heads: heads
+        x = x + self.embedding(positions)                                # (B, T, C)
+        return x, not_rotated
 
 
 class RotaryPositions(nn.Module):
@@ -203,6 +169,11 @@ class RotaryPositions(nn.Module):
     def forward(self, x, positions):
         cos, sin = self.cos[positions], self.sin[positions]              # (B or 1, T, D/2)
         return x, partial(apply_rotary, cos=cos.unsqueeze(1), sin=sin.unsqueeze(1))
+
+
+def not_rotated(x):
+    """Queries and keys where the positions are in the tokens' vectors: as they are."""
+    return x
 
 
 def apply_rotary(x, cos, sin):
@@ -283,12 +254,12 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(H * D, C, bias=config.bias)
         self.query_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
-        is_short = config.block_size <= SHORT_CONTEXT
-        self.attend = {
-            True: fused_causal_attention,
-            False: causal_attention,
-            "auto": short_causal_attention if is_short else fused_causal_attention,
-        }[config.fused_attention]
+        if config.fused_attention is False:
+            self.attend = causal_attention
+        elif config.fused_attention == "auto" and config.block_size <= SHORT_CONTEXT:
+            self.attend = short_causal_attention
+        else:
+            self.attend = fused_causal_attention
         shared = config.attention_dropout is None
         self.attention_dropout = config.dropout if shared else config.attention_dropout
         self.dropout = make_dropout(config)
@@ -297,7 +268,7 @@ class CausalSelfAttention(nn.Module):
         q = rotate(self.query_norm(self.heads(self.query(x))))           # (B, H, T, D)
         k = rotate(self.key_norm(self.heads(self.key(x))))               # (B, K, T, D)
         v = self.heads(self.value(x))                                    # (B, K, T, D)
-        if cache is not None:
+        if cache is not None:  # which may hold 16 bits
             k, v = cache.append(self.layer, k, v)                        # (B, K, S, D)
         dropout = self.attention_dropout if self.training else 0.0
         y = self.attend(q.type_as(k), k, v, mask, dropout).type_as(x)    # (B, H, T, D)
@@ -354,7 +325,11 @@ MLPS = {"swiglu": SwiGLU}  # by their name in ModelConfig.mlp; the other names a
 
 
 class Block(nn.Module):
-    """Communication, then computation, each added to the residual stream."""
+    """Communication, then computation.
+
+    Each branch reads a normalised copy of x and adds to x itself. So x, the residual stream, passes
+    through all blocks as a sum, and gradients reach the first block as directly as the last.
+    """
 
     def __init__(self, config, layer):
         super().__init__()
@@ -381,17 +356,16 @@ class Transformer(nn.Module):
         self.dropout = make_dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.loss = fused_next_token_loss if config.fused_loss else next_token_loss
         self.head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
         initialize(self, config)
 
     def forward(self, inputs, targets=None, cache=None, segments=None, at=None):
-        """(logits, None), or with targets (None, loss): their mean loss in nats.
+        """(logits, loss): scores of the token after each input (B, T, V), and with targets their
+        mean loss in nats. The fused loss does not keep the logits: they are None then.
 
         inputs (B, T) tokens; targets (B, T), -1 where they do not count; cache a KVCache that the
         inputs continue; segments (B, T) numbers of packed documents, which do not see each other;
-        logits (B, T, V) score the token after each input; with `at` (B, n) only at these positions:
-        (B, n, V).
+        with `at` (B, n) the logits are those of these positions only: (B, n, V).
         """
         positions, mask = self.positions_and_mask(inputs, cache, segments)
         x = self.token_embedding(inputs)                                 # (B, T, C)
@@ -408,11 +382,13 @@ class Transformer(nn.Module):
 
         if cache is not None:
             cache.advance(inputs.size(1))
-        if targets is not None:
-            smoothing = self.config.label_smoothing if self.training else 0.0
-            weight, softcap = self.head.weight, self.config.softcap
-            return None, self.loss(x, weight, targets, softcap, smoothing)
-        return capped(self.head(x), self.config.softcap), None           # (B, T, V)
+        softcap = self.config.softcap
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        if targets is not None and self.config.fused_loss:
+            return None, fused_next_token_loss(x, self.head.weight, targets, softcap, smoothing)
+        logits = capped(self.head(x), softcap)                           # (B, T, V)
+        loss = None if targets is None else next_token_loss(logits, targets, smoothing)
+        return logits, loss
 
     def positions_and_mask(self, inputs, cache, segments):
         """The positions of the inputs (B or 1, T), and the mask of what each may look at."""
@@ -464,20 +440,22 @@ def initialize(model, config):
 
 # ----------------------------------------------------------------------------------------- the loss
 
+LOGITS_AT_ONCE = 2**21  # in a piece of the loss, or 512 rows if that is more: 8 MB of float32
+LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which prefers large products: half a gigabyte
+
 
 def capped(logits, softcap):
     """Logits squashed smoothly into ± softcap (Gemma 2, arXiv:2408.00118); 0: unchanged."""
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
-def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
+def next_token_loss(logits, targets, label_smoothing=0.0):
     """Cross-entropy: the mean of -log p(target) over the targets that are not ignored, in nats.
 
-    hidden (B, T, C), weight (V, C), targets (B, T), -1 where ignored; 0 if all of them are.
+    logits (B, T, V), targets (B, T), -1 where ignored; 0 if all of them are.
     """
-    logits = capped(F.linear(hidden, weight).float(), softcap)           # (B, T, V)
     total = F.cross_entropy(
-        logits.flatten(0, 1),
+        logits.flatten(0, 1).float(),
         targets.flatten(),
         ignore_index=IGNORED,
         reduction="sum",
@@ -487,7 +465,10 @@ def next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
 
 
 def fused_next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=0.0):
-    """`next_token_loss` without holding all logits at once."""
+    """`next_token_loss` of the logits hidden · weightᵀ, without holding all of them at once.
+
+    hidden (B, T, C), weight (V, C), targets (B, T).
+    """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     n_targets = (targets != IGNORED).sum().clamp(min=1)
@@ -511,10 +492,10 @@ class SummedLoss(torch.autograd.Function):
         hidden_grad = torch.zeros_like(hidden) if to_hidden else None
         weight_grad = torch.zeros_like(weight) if to_weight else None
         total = torch.zeros((), device=hidden.device)
-        for at in rows_to_score(targets).split(rows_per_piece(len(weight), weight.device)):
-            is_scored = (targets[at] != IGNORED)[:, None]                          # (n, 1)
-            h = (hidden[at] * is_scored).type_as(cast_weight)                      # (n, C)
-            target = targets[at, None].clamp(min=0)
+        for rows in rows_to_score(targets).split(rows_per_piece(len(weight), weight.device)):
+            is_scored = (targets[rows] != IGNORED)[:, None]                        # (n, 1)
+            h = (hidden[rows] * is_scored).type_as(cast_weight)                    # (n, C)
+            target = targets[rows, None].clamp(min=0)                              # (n, 1)
             logits = capped(F.linear(h, cast_weight).float(), softcap)             # (n, V)
             log_p = logits.log_softmax(dim=1)
             target_log_p = log_p.gather(1, target)                                 # (n, 1)
@@ -524,7 +505,7 @@ class SummedLoss(torch.autograd.Function):
             if to_hidden or to_weight:
                 grad = logits_gradient(log_p, logits, target, softcap, smoothing).type_as(h)
             if to_hidden:
-                hidden_grad[at] = ((grad @ cast_weight) * is_scored).type_as(hidden)
+                hidden_grad[rows] = ((grad @ cast_weight) * is_scored).type_as(hidden)
             if to_weight:
                 weight_grad += grad.t() @ h
         ctx.save_for_backward(hidden_grad, weight_grad)
@@ -568,6 +549,8 @@ def product_dtype(x):
 
 
 # ------------------------------------------------------------------------------- n-grams, an option
+
+MIXER = 2654435761  # 2³² / golden ratio, a multiplicative hash (Knuth)
 
 
 class NGramEmbedding(nn.Module):
@@ -665,3 +648,46 @@ class KVCache:
             mine[:, :, :, :S] = theirs[:, :, :, :S]
         self.tokens[:, :S] = other.tokens[:, :S]
         self.truncate(other.lengths)
+
+
+# ------------------------------------------------------------------------------------- the checks
+
+BOUNDS = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
+
+
+def check_range(config, names, **bounds):
+    """Raise ValueError where one of these fields is out of `bounds`; None always passes."""
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and not all(BOUNDS[b](value, limit) for b, limit in bounds.items()):
+            words = " and ".join(f"{b.replace('_', ' ')} {limit}" for b, limit in bounds.items())
+            raise ValueError(f"{name}={value} must be {words}")
+
+
+def check_shape(config):
+    """Raise ValueError, with the field's name, for a config of which no model can be made."""
+    for field in fields(config):
+        value, choices = getattr(config, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in choices:
+            expected = ", ".join(map(str, choices))
+            raise ValueError(f"{field.name}={value!r} must be one of {expected}")
+    sizes = "block_size n_layer n_head n_embd n_kv_head head_size mlp_size ngrams"
+    check_range(config, sizes, at_least=1)
+    check_range(config, "ngram_rows", at_least=2)  # one for no n-gram, and one at least for some
+    check_range(config, "dropout attention_dropout label_smoothing", at_least=0, below=1)
+    check_range(config, "n_labels softcap norm_eps", at_least=0)
+    if config.head_size is None and config.n_embd % config.n_head:
+        raise ValueError(f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}")
+    if config.n_head % config.kv_heads:
+        raise ValueError(
+            f"n_head={config.n_head} must be a multiple of n_kv_head={config.n_kv_head}"
+        )
+    if config.position == "rope" and config.head_channels % 2:
+        raise ValueError(f"position=rope needs an even head_size, not {config.head_channels}")
+    if config.n_labels and config.tie_weights:
+        raise ValueError(f"n_labels={config.n_labels} needs a head of its own: tie_weights=False")

@@ -128,10 +128,14 @@ class Progress:
                 f"best_metric={metric} is not evaluated; there is {', '.join(numbers)}"
             )
         value, loss = float(numbers[metric]), float(numbers.get("val_loss", math.inf))
-        sign = 1 if metric.endswith(LOWER_IS_BETTER) else -1
-        better = math.isfinite(value) and (
-            self.best is None or (sign * value, loss) < (sign * self.best, self.best_loss)
-        )
+        if not math.isfinite(value):
+            better = False
+        elif self.best is None:
+            better = True
+        elif value == self.best:
+            better = loss < self.best_loss
+        else:
+            better = (value < self.best) == metric.endswith(LOWER_IS_BETTER)
         if better:
             self.best, self.best_loss = value, loss
         self.without_gain = 0 if better else self.without_gain + 1
@@ -189,7 +193,8 @@ def training_batches(dataset, config, world):
     """`batch_at(step)`: this process's micro-batches of that step, dicts for `model(**batch)`.
 
     A step takes the next batch_size × gradient_accumulation_steps windows of an endless shuffled
-    stream. They are divided by rank last: what a step sees does not depend on how many share it.
+    stream: with 2 × 3, six windows, as three dicts of inputs and targets (2, T). They are divided
+    among the processes last: what a step sees does not depend on how many share it.
     """
     windows = windows_of(dataset, "train", config)
     eot = dataset.eot
@@ -247,18 +252,27 @@ def evaluation(dataset, config, world):
 
 def schedule_factor(step, minutes, config):
     """The learning rates at this step, as a fraction of their peaks."""
+    # From 1 / (warmup_iters + 1) up to 1.
     warmup = min(1.0, (step + 1) / (config.warmup_iters + 1))
+
+    # From 0 after the warmup to 1 at the end, by steps or, if that is sooner, by the clock.
     last = config.lr_decay_iters or config.max_iters
-    done = max(0.0, (step - config.warmup_iters) / max(1, last - config.warmup_iters))
+    done = (step - config.warmup_iters) / max(1, last - config.warmup_iters)
     if config.max_minutes:
         done = max(done, minutes / config.max_minutes)
-    done = min(done, 1.0)
-    decay = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-        "linear": 1 - done,
-        "wsd": min(1.0, (1 - done) / max(config.cooldown, 1e-9)),
-        "constant": 1.0,
-    }[config.schedule]
+    done = min(max(done, 0.0), 1.0)
+
+    # From 1 down to 0.
+    if config.schedule == "cosine":
+        decay = 0.5 * (1 + math.cos(math.pi * done))
+    elif config.schedule == "linear":
+        decay = 1 - done
+    elif config.schedule == "wsd":  # warmup, stable, decay
+        decay = min(1.0, (1 - done) / max(config.cooldown, 1e-9))
+    else:
+        decay = 1.0
+
+    # The rates fall to min_lr instead of 0.
     floor = min(1.0, config.min_lr / config.learning_rate) if config.learning_rate else 0.0
     return min(warmup, floor + (1 - floor) * decay)
 
@@ -355,25 +369,31 @@ def evaluating(model, ema):
 def accumulate_gradients(model, batches, shares, world, scaler, key):
     """Accumulate the gradients of a step; this process's part of the step's loss.
 
-    The loss of a step is the sum over its targets divided by their number, over all micro-batches
-    and processes. So each micro-batch is weighted by its share of the targets, and how a step is
-    divided makes no difference. Dropout of a micro-batch is seeded by `key` and its number.
+    With one process and one micro-batch it is `loss.backward()`. In general the loss of a step is
+    the sum over its targets divided by their number, over all micro-batches and processes. So each
+    micro-batch is weighted by its share of the targets, and how a step is divided makes no
+    difference. Dropout of a micro-batch is seeded by `key` and its number.
     """
     loss = torch.zeros((), device=world.device)
     for i, (batch, share) in enumerate(zip(batches, shares)):
         seed = np.random.SeedSequence([*key, world.rank * len(batches) + i]).generate_state(1)[0]
         torch.manual_seed(int(seed))
         with world.accumulating(model, more_to_come=i + 1 < len(batches)):
-            with world.precision():
+            with world.precision():  # products in 16 bits where that is fast, weights in 32
                 _, mean = model(**world.place(batch))
             part = mean * share
-            scaler.scale(part * world.size).backward()  # DDP averages: times the size, it sums
+            # float16's gradients are scaled up, lest small ones become 0. DDP averages over the
+            # processes: times their number, it sums.
+            scaler.scale(part * world.size).backward()
         loss += part.detach()
     return loss
 
 
 def update(model, optimizers, config, scaler):
-    """Clip the gradients and update the weights, unless the norm is not finite; the norm."""
+    """Clip the gradients, update the weights, and clear the gradients for the next step; the norm.
+
+    Nothing is updated if the norm is not finite: one bad batch would ruin all weights.
+    """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf).item()
@@ -411,6 +431,7 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
     else a checkpoint holds (tokenizer, data…), resumed the checkpoint that the run continues.
     """
     optimizers = make_optimizers(model, config)
+    report.show_optimizers(optimizers)
     ema = EMA(model, config.ema_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=world.dtype == torch.float16)
     progress = Progress()

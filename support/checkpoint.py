@@ -288,7 +288,14 @@ def restore_optimizer_state(model, optimizers, states):
     for optimizer in optimizers:
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             if names[p] in states:
-                optimizer.state[p] = {
-                    key: value.to(p.device) if torch.is_tensor(value) else value
-                    for key, value in states[names[p]].items()
-                }
+                saved = states[names[p]]
+                optimizer.state[p] = {key: moved(saved[key], p.device) for key in saved}
+
+
+def moved(value, device):
+    """A value with the tensors in it on the device."""
+    if torch.is_tensor(value):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(part, device) for part in value)
+    return value

@@ -37,7 +37,8 @@ COLUMNS = 80
 QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
 LOGITS_BYTES = 4 + 4 + 2  # per logit held at once: itself, its gradient, a 16-bit copy
-VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+SPACE, LINE_END = "␣", "⏎"
+VISIBLE = str.maketrans({" ": SPACE, "\n": LINE_END, "\t": "⇥", "\r": "␍"})
 BEFORE_FIRST_TARGET, ROWS_SHOWN = 8, 3  # how much of a batch a dry run shows
 MOST_EPOCHS, FEW_EPOCHS = 6, 4  # passes over a text: from when on to warn, what to advise instead
 SMOOTHED_POINTS = 50  # roughly as many independent points make up the plot's smoothed line
@@ -78,6 +79,18 @@ class Report:
         except OSError:  # the pipe or the terminal was closed
             fall_silent()
             self.unread = True
+
+    def show_optimizers(self, optimizers):
+        """Print how many weights each optimizer trains, and at which peak learning rates."""
+        for optimizer in optimizers:
+            groups = optimizer.param_groups
+            weights = [p for group in groups for p in group["params"]]
+            rates = sorted({group.get("initial_lr", group["lr"]) for group in groups})
+            self.say(
+                f"{type(optimizer).__name__} trains {len(weights)} tensors, "
+                f"{sum(p.numel() for p in weights):,} parameters, at a learning rate of "
+                + " to ".join(f"{float(rate):g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+            )
 
     def start_step(self):
         """Start the clock: what happens between two steps counts towards neither."""
@@ -387,21 +400,21 @@ def saved_bytes(model, config, world, sequences):
     return sum(saved.values())
 
 
+def visible(tokenizer, token):
+    """A token as text with visible blanks; bytes that are a part of a character as numbers."""
+    if tokenizer is None:
+        return str(token)
+    text = tokenizer.decode([token])
+    is_part = "\ufffd" in text
+    return f"<{tokenizer.token_bytes(token).hex(' ')}>" if is_part else text.translate(VISIBLE)
+
+
 def show_shift(batch, tokenizer, labels=()):
     """Print some tokens of a batch, each input above its target: what the model is to learn.
 
     The row shown is the first; it begins shortly before the first target that counts. Targets are
-    tokens or, for a model with a head for `labels`, one of these. Bytes that are a part of a
-    character are shown as numbers.
+    tokens or, for a model with a head for `labels`, one of these.
     """
-
-    def named(token):
-        if tokenizer is None:
-            return str(token)
-        text = tokenizer.decode([token])
-        is_part = "\ufffd" in text
-        return f"<{tokenizer.token_bytes(token).hex(' ')}>" if is_part else text.translate(VISIBLE)
-
     inputs, targets = (batch[name][0].tolist() for name in ("inputs", "targets"))
     first = next((i for i, target in enumerate(targets) if target != IGNORED), 0)
     start = max(0, first - BEFORE_FIRST_TARGET)
@@ -409,8 +422,8 @@ def show_shift(batch, tokenizer, labels=()):
     for token, target in zip(inputs[start:], targets[start:]):
         below = str(IGNORED)
         if target != IGNORED:
-            below = labels[target] if labels else named(target)
-        pair = [named(token), below]
+            below = labels[target] if labels else visible(tokenizer, target)
+        pair = [visible(tokenizer, token), below]
         columns = 1 + max(map(width, pair))
         cells = [" " + text + " " * (columns - 1 - width(text)) for text in pair]
         if width(rows[-1][0]) + columns > COLUMNS:

@@ -11,6 +11,7 @@ import torch
 import bench
 import compare
 import convert
+import explain
 import finetune
 import prepare_data
 import sample
@@ -25,6 +26,7 @@ SCRIPTS = {
     "convert.py": convert,
     "bench.py": bench,
     "compare.py": compare,
+    "explain.py": explain,
 }
 TINY = (  # a model that takes milliseconds a step
     "--n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 "

@@ -17,6 +17,7 @@ import pytest
 from bench import BenchConfig
 from compare import CompareConfig
 from convert import ConvertConfig
+from explain import ExplainConfig
 from finetune import FinetuneConfig
 from model import ModelConfig, Transformer
 from prepare_data import PrepareConfig
@@ -37,6 +38,7 @@ CONFIGS = {
     "convert.py": ConvertConfig,
     "bench.py": BenchConfig,
     "compare.py": CompareConfig,
+    "explain.py": ExplainConfig,
 }
 # Typed behind the README's own options, these make any run small.
 SHORTER = {
@@ -49,6 +51,7 @@ SHORTER = {
     "prepare_data.py": "",
     "convert.py": "",
     "compare.py": "",
+    "explain.py": "--tokens=5",
 }
 NEEDS_NETWORK = {
     "shakespeare",
@@ -188,7 +191,7 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
     for path in re.findall(r"\]\(([^)]*)\)", text):
         assert (REPOSITORY / path).exists(), path
     told = re.findall(r"\]\((\w+\.py)\) \| (\d+) \|", text)
-    assert len(told) == 8
+    assert len(told) == 9
     for path, lines in told:
         length = len((REPOSITORY / path).read_text(encoding="utf-8").splitlines())
         assert int(lines) == pytest.approx(length, rel=0.03), path

@@ -476,6 +476,9 @@ class Report0:
     def __init__(self):
         self.norms = []
 
+    def show_optimizers(self, optimizers):
+        pass
+
     def start_step(self):
         pass
 
@@ -734,6 +737,7 @@ def test_nanogpts_lines_are_printed(train_tiny, capsys):
         "tokens per iteration will be: 128",
         "found vocab_size = ",
         "number of parameters: 0.01M",
+        "AdamW trains ",
         "step 0: train loss ",
         "iter 10: loss ",
     ):
