@@ -197,6 +197,13 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
         assert int(lines) == pytest.approx(length, rel=0.03), path
 
 
+def test_every_file_of_support_is_listed_there():
+    listed = re.findall(r"\]\(([^)]*)\)", (REPOSITORY / "support/README.md").read_text("utf-8"))
+    there = {path.name for path in (REPOSITORY / "support").glob("[!_]*.py")}
+    assert set(listed) == there | {"stories"}
+    assert len(listed) == len(set(listed))
+
+
 @pytest.mark.parametrize("tour", ["docs/tour.md", "docs/tour.zh.md"])
 def test_the_lines_of_a_tour_do_what_it_says(tour):
     path = REPOSITORY / tour
