@@ -67,7 +67,7 @@ def read_run(folder):
     evaluations = [record for record in records if "grad_norm" not in record]
     settings, data = {}, {}
     if any((Path(folder) / name).exists() for name in (LAST, BEST)):
-        checkpoint = read_checkpoint(find_checkpoint(folder, (LAST, BEST)))
+        checkpoint = read_checkpoint(find_checkpoint(folder, (LAST, BEST)), to_look_at=True)
         settings, data = checkpoint["train_config"], checkpoint["data"]
     return Run(str(folder), updates, evaluations, settings, data.get("tokenizer_sha256"))
 

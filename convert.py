@@ -132,7 +132,7 @@ def huggingface_facts(folder):
 
 def checkpoint_facts(path):
     """What a checkpoint, ours or nanoGPT's, says about itself; its tensors, each of them once."""
-    checkpoint = read_checkpoint(path) | {"path": path}
+    checkpoint = read_checkpoint(path, to_look_at=True) | {"path": path}
     shape = checkpoint["model_config"]
     tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
     data = checkpoint["data"]

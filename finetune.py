@@ -46,7 +46,16 @@ from support.finetuning import (
 )
 from support.fp8 import use_fp8
 from support.processes import only_main_prints, open_world
-from support.report import Report, advice_on_memory, farewell, in_words, show_shift
+from support.recomputation import recompute_blocks
+from support.report import (
+    Report,
+    advice_on_memory,
+    doubts,
+    farewell,
+    in_words,
+    show_memory,
+    show_shift,
+)
 from support.starting_point import check_accumulation, make_room, read_config
 from support.tasks import TASKS, Example, batch_of
 from support.token_files import permuted
@@ -56,6 +65,7 @@ from train import Schedule, TrainConfig, evaluation, train, training_batches, wi
 QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # when no task is named
 # Options that do not apply to a folder of tokens, which has no fields, words or examples.
 EXAMPLES_ALONE = "format fields encoding val_fraction long pack word_deletion word_swap token_shift"
+STEPS_LOOKED_AT = 50  # to find out how long the rows of a run are
 NOTHING = Example([0], [IGNORED])  # fills a batch that random changes left without a target
 
 
@@ -260,6 +270,12 @@ def with_steps(config, n):
     return dataclasses.replace(config, max_iters=max(1, round(config.epochs * n / per_step)))
 
 
+def longest_row(config, batch_at):
+    """The longest row of tokens in the first steps of a run."""
+    steps = range(min(STEPS_LOOKED_AT, config.max_iters))
+    return max(batch["inputs"].size(1) for step in steps for batch in batch_at(step))
+
+
 # ----------------------------------------------------------------------------------- evaluation
 
 
@@ -313,11 +329,9 @@ def evaluation_for(config, start, world, show):
 
 
 def finish(start, config, world):
-    """Test the best checkpoint; for merge=True also write it with LoRA merged into its weights."""
+    """Test the best checkpoint; for merge=True first write it with LoRA merged into its weights."""
     best = read_checkpoint(Path(config.out_dir) / BEST)
     start.model.load_state_dict(averaged(best), strict=False)
-    if start.lines:
-        test(start.task, start.lines, start.model, config, world)
     if config.merge and world.is_main:
         path = Path(config.out_dir) / MERGED
         save_checkpoint(path, merged_checkpoint(Path(config.out_dir) / BEST))
@@ -325,6 +339,9 @@ def finish(start, config, world):
             print(f"{path} is the whole model: python sample.py --init_from={path}")
         else:
             print(f"{path} is an ordinary model: sample from it, convert it, train it further")
+    if start.lines:
+        print(f"testing on {len(start.lines['test']):,} examples…")
+        test(start.task, start.lines, start.model, config, world)
 
 
 def test(task, lines, model, config, world):
@@ -373,14 +390,20 @@ def main():
     config, resumed = read_finetune_config()
     with open_world(config.device, config.dtype) as world, advice_on_memory(config):
         check_accumulation(config, world)
-        config, start = begin(config, resumed)
+        config, start = begin(config, resumed, world)
         model = start.model.to(world.device)
         if config.fp8:
             use_fp8(model, world.device)
+        if config.gradient_checkpointing:
+            recompute_blocks(model)
         config, batch_at = batches_for(config, start, world)
         show_config(config)
         show_weights(model)
+        for warning in doubts(config, epochs=0):
+            print(f"warning: {warning}")
         if config.dry_run:
+            # More where rows differ in length: then freed memory does not fit what is needed next.
+            show_memory(model, config, world, longest_row(config, batch_at), about="at least")
             show_shift(batch_at(0)[0], start.task.tokenizer, start.task.labels)
             print(f"dry run: {config.max_iters:,} steps; nothing was trained or written")
             return

@@ -47,6 +47,8 @@ from support.tokenizer import (
 )
 from support.tokenizer_files import load_tokenizer, may_be_on_the_hub
 
+MODELS = "ckpt.pt", "best.pt", "config.json"  # files that tell a folder with a model
+FOR_A_PUBLISHED_MODEL = " --optimizer=adamw --learning_rate=3e-5"
 DATA = Path("data")
 FORMAT = 1
 TIKTOKEN = ("gpt2", "cl100k_base", "o200k_base")
@@ -551,7 +553,7 @@ def glimpse(tokens, tokenizer, columns):
 
 
 def next_command(name, tokenizer="", n_tokens=None):
-    """The command that trains on this data, from the run whose tokenizer it uses, if any.
+    """The command that trains on this data, from the model whose tokenizer it uses, if any.
 
     Few tokens are to be read four times, and no more often.
     """
@@ -564,8 +566,13 @@ def next_command(name, tokenizer="", n_tokens=None):
     command = f"python train.py --dataset={dataset} --out_dir={out_dir}"  # with config/stories.py
     steps = STEPS if n_tokens is None else max(FEWEST_STEPS, 4 * n_tokens // TOKENS_PER_STEP)
     command += f" --max_iters={steps}" if steps < STEPS else ""
-    is_run = any((Path(tokenizer) / file).is_file() for file in ("ckpt.pt", "best.pt"))
-    return command + (f" --init_from={in_quotes(tokenizer)}" if tokenizer and is_run else "")
+    if not tokenizer:
+        return command
+    there = [name for name in MODELS if (Path(tokenizer) / name).is_file()]
+    if there or ("/" in tokenizer and may_be_on_the_hub(tokenizer)):
+        command += f" --init_from={in_quotes(tokenizer)}"
+        command += "" if there and there[0].endswith(".pt") else FOR_A_PUBLISHED_MODEL
+    return command
 
 
 def in_quotes(value):

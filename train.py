@@ -24,6 +24,7 @@ from support.config import show_config
 from support.fp8 import use_fp8
 from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
+from support.recomputation import recompute_blocks
 from support.report import (
     Report,
     advice_on_memory,
@@ -96,6 +97,7 @@ class TrainConfig(ModelConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     fp8: bool = False  # products in the blocks in 8 bits, on GPUs that can (pip install torchao)
     compile: bool | Literal["auto"] = "auto"  # fuse operations with torch.compile
+    gradient_checkpointing: bool = False  # recompute blocks backward: less memory, a third slower
 
     def __post_init__(self):
         super().__post_init__()
@@ -527,6 +529,8 @@ def main():
         model.to(world.device)
         if config.fp8:
             use_fp8(model, world.device)
+        if config.gradient_checkpointing:
+            recompute_blocks(model)
         show_config(config)
         batch_at = training_batches(dataset, config, world)
         evaluate = evaluation(dataset, config, world)

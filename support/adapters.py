@@ -45,7 +45,9 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x):
-        return self.base(x) + self.scale * self.up(self.down(self.dropout(x)))
+        y = self.base(x)
+        update = self.up(self.down(self.dropout(x.type_as(self.down.weight))))
+        return y + (self.scale * update).type_as(y)
 
     @torch.no_grad()
     def merged(self):
@@ -69,7 +71,7 @@ class Adapter(nn.Module):
 
     def forward(self, *inputs):
         y = self.base(*inputs)
-        return y + self.up(F.gelu(self.down(y)))
+        return y + self.up(F.gelu(self.down(y.type_as(self.down.weight)))).type_as(y)
 
 
 class Prefix(nn.Module):
@@ -95,6 +97,38 @@ class Prefix(nn.Module):
 
 
 ADDED = (LoRA, Adapter, Prefix)
+
+
+class FrozenLinear(nn.Module):
+    """A linear layer that is not trained, in 16 bits: autocast would cast it for every step."""
+
+    def __init__(self, linear, dtype):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        for name in ("weight", "bias"):
+            tensor = getattr(linear, name)
+            frozen = None if tensor is None else nn.Parameter(tensor.to(dtype), requires_grad=False)
+            self.register_parameter(name, frozen)
+
+    def forward(self, x):
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def freeze_in_16_bits(model, dtype):
+    """Keep the frozen matrices of the blocks in `dtype`, in place, if they are such numbers.
+
+    Those of a published model mostly are: then nothing is lost, and half of its memory is saved.
+    All other weights become float32.
+    """
+    for parent in list(model.blocks.modules()):
+        for name, child in list(parent.named_children()):
+            frozen = type(child) is nn.Linear and not child.weight.requires_grad
+            if frozen and torch.equal(child.weight.float(), child.weight.to(dtype).float()):
+                setattr(parent, name, FrozenLinear(child, dtype))
+    for module in model.modules():
+        if not isinstance(module, FrozenLinear):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.float()
 
 
 def settings_of(config):

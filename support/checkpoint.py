@@ -27,7 +27,7 @@ import torch
 
 from model import ModelConfig
 from support.adapters import adds, fingerprint_of, has_added, merge_lora, put_in, weights_to_save
-from support.files import rename_all, replacing
+from support.files import ON_WINDOWS, rename_all, replacing
 from support.nanogpt import from_nanogpt
 from support.tokenizer import tokenizer_from_dict
 from support.tokenizer_files import may_be_on_the_hub
@@ -72,12 +72,17 @@ def find_checkpoint(source, names=(BEST, LAST)):
     )
 
 
-def read_checkpoint(path):
-    """The contents of a checkpoint file, on the CPU; exits with a message if it is not one."""
+def read_checkpoint(path, to_look_at=False):
+    """The contents of a checkpoint file, on the CPU; exits with a message if it is not one.
+
+    to_look_at: tensors are read from the file only where they are used, such as the weights and not
+    the optimizer's state. (Windows does not replace a file that is used in this way.)
+    """
     try:
         with ZipFile(path) as archive:
             damaged = archive.testzip()
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = to_look_at and not ON_WINDOWS
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise SystemExit(f"{path} would execute code: refused, and nothing was executed") from None
     except PermissionError:
@@ -119,7 +124,7 @@ def load_model(source, device="cpu", dtype=torch.float32, base=None):
         checkpoint = {"origin": "Hugging Face", "path": folder, "data": {}, "train_config": {}}
         return model.to(device), tokenizer, checkpoint
     path = find_checkpoint(source)
-    checkpoint = read_checkpoint(path) | {"path": path}
+    checkpoint = read_checkpoint(path, to_look_at=True) | {"path": path}
     try:
         model = merge_lora(model_in(checkpoint | {"model": averaged(checkpoint)}, base))
         tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
@@ -128,10 +133,11 @@ def load_model(source, device="cpu", dtype=torch.float32, base=None):
     return model.to(device).eval(), tokenizer, checkpoint
 
 
-def model_in(checkpoint, base=None):
+def model_in(checkpoint, base=None, dtype=torch.float32):
     """The model whose weights are in a checkpoint; for an adapter, its base with the adapter.
 
-    The base is loaded from where it was when the adapter was trained, or from `base`.
+    The base is loaded from where it was when the adapter was trained, or from `base`, its weights
+    in `dtype` (None: as they are stored).
     """
     config = ModelConfig(**checkpoint["model_config"])
     settings = checkpoint.get("method")
@@ -143,7 +149,7 @@ def model_in(checkpoint, base=None):
         return model
     source = base or settings["base"]
     try:
-        plain, _, _ = load_model(source)
+        plain, _, _ = load_model(source, dtype=dtype)
     except SystemExit as error:
         raise SystemExit(
             f"this {settings['method']} needs its base {source}: {error}. Put it back there, or "
@@ -172,9 +178,9 @@ def refuse_added(model, path):
         )
 
 
-def load_base(source):
+def load_base(source, dtype=torch.float32):
     """`load_model` of a model to train further; exits if it is not one of tokens alone."""
-    model, tokenizer, checkpoint = load_model(source)
+    model, tokenizer, checkpoint = load_model(source, dtype=dtype)
     refuse_added(model, source)
     if model.config.n_labels:
         raise SystemExit(f"{source} predicts labels instead of tokens; start from its base model")
@@ -186,7 +192,7 @@ def merged_checkpoint(path):
 
     Exits for an adapter or a prefix, which are separate modules.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, to_look_at=True)
     settings = checkpoint.get("method")
     if not settings or not adds(settings):
         return checkpoint
@@ -223,7 +229,7 @@ def in_a_line(checkpoint):
 
 def load_tokenizer_of_run(source):
     """The tokenizer that the run in this folder or checkpoint was trained with."""
-    checkpoint = read_checkpoint(find_checkpoint(source))
+    checkpoint = read_checkpoint(find_checkpoint(source), to_look_at=True)
     if checkpoint["tokenizer"] is None:
         raise SystemExit(f"{source} was trained on tokens without a tokenizer, and has none")
     return tokenizer_from_dict(checkpoint["tokenizer"])

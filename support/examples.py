@@ -325,7 +325,7 @@ def is_alpaca(record):
 def completion_line(record, where):
     if is_alpaca(record):
         parts = {"instruction": text(record, "instruction", where)}
-        parts["input"] = text({"input": "", **record}, "input", where)
+        parts["input"] = text({"input": record.get("input") or ""}, "input", where)
         if record.get("history"):
             raise SystemExit(f"{where}: history is a conversation, for --task=chat")
         form = ALPACA_WITH_INPUT if parts["input"] else ALPACA
@@ -338,7 +338,7 @@ def completion_line(record, where):
 def chat_line(record, where):
     if is_alpaca(record):
         question = text(record, "instruction", where)
-        more = text({"input": "", **record}, "input", where)
+        more = text({"input": record.get("input") or ""}, "input", where)
         answer = text(record, "output", where)
         pair = [f"{question}\n\n{more}" if more else question, answer]
         turns = [zip(("user", "assistant"), turn) for turn in [*history_of(record, where), pair]]

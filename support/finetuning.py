@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from model import IGNORED, ModelConfig, Transformer
-from support.adapters import adds, fingerprint_of, put_in, settings_of
+from support.adapters import adds, fingerprint_of, freeze_in_16_bits, put_in, settings_of
 from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_base, model_in
 from support.examples import open_examples
@@ -39,14 +39,24 @@ class Start(NamedTuple):
     metadata: dict  # what else a checkpoint stores
 
 
-def begin(config, resumed):
-    """(config with the model's shape and the task's metric, Start) of a new or a resumed run."""
-    return go_on(config, resumed) if resumed else begin_anew(config)
+def begin(config, resumed, world):
+    """(config with the model's shape and the task's metric, Start) of a new or a resumed run.
+
+    What is added to a model is trained in float32, and the model itself kept in 16 bits where it is
+    published and multiplied in such.
+    """
+    method = resumed["method"] if resumed else settings_of(config)
+    in_16_bits = adds(method) and world.dtype != torch.float32 and not config.fp8
+    dtype = None if in_16_bits else torch.float32  # None: as the base's weights are stored
+    config, start = go_on(config, resumed, dtype) if resumed else begin_anew(config, dtype)
+    if in_16_bits:
+        freeze_in_16_bits(start.model, world.dtype)
+    return config, start
 
 
-def begin_anew(config):
+def begin_anew(config, dtype):
     """`begin` for a new run from a trained model."""
-    base, tokenizer, documents = start_from(config)
+    base, tokenizer, documents = start_from(config, dtype)
     config = dataclasses.replace(config, block_size=block_size_for(config, base))
     lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
     task = open_task(config, lines, tokenizer, documents)
@@ -61,7 +71,7 @@ def begin_anew(config):
     return config, Start(model, task, lines, dataset, metadata)
 
 
-def go_on(config, resumed):
+def go_on(config, resumed, dtype):
     """`begin` for a run resumed from its last checkpoint."""
     tokenizer = tokenizer_from_dict(resumed["tokenizer"])
     documents = resumed["data"]["train_documents"]
@@ -70,7 +80,8 @@ def go_on(config, resumed):
     check_resumed(resumed, task, data)
     metadata = {name: resumed[name] for name in KEPT}
     weights = averaged(resumed) if config.eval_only else resumed["model"]
-    return config, Start(model_in(resumed | {"model": weights}), task, lines, dataset, metadata)
+    model = model_in(resumed | {"model": weights}, dtype=dtype)
+    return config, Start(model, task, lines, dataset, metadata)
 
 
 def examples_or_tokens(config, tokenizer, documents):
@@ -162,14 +173,14 @@ def check_resumed(resumed, task, data):
     tell_changes(resumed["data"], data)
 
 
-def start_from(config):
+def start_from(config, dtype):
     """(model, tokenizer, number of documents that it was trained on) of `init_from`."""
     if config.init_from == "scratch":
         raise SystemExit(
             "init_from=scratch: finetune.py needs a trained model, --init_from=PATH; with "
             "--pretrained=False it uses only its shape and initialises the weights randomly"
         )
-    model, tokenizer, checkpoint = load_base(config.init_from)
+    model, tokenizer, checkpoint = load_base(config.init_from, dtype)
     tokenizer = tokenizer or assumed_tokenizer(config.init_from, model)
     if config.vocab_size not in (None, model.config.vocab_size):
         raise SystemExit(
@@ -184,11 +195,11 @@ def start_from(config):
             f"{config.init_from} has no special tokens for chat, and --method={config.method} "
             "cannot train new ones: use --method=full, or a chat model"
         )
-    check_ending(config, checkpoint, tokenizer)
+    check_ending(config, model, checkpoint, tokenizer)
     return model, tokenizer, documents
 
 
-def check_ending(config, checkpoint, tokenizer):
+def check_ending(config, base, checkpoint, tokenizer):
     """Exit if the base has never seen the token that ends an answer, and its head is frozen.
 
     Such a head scores the token like any other that never occurred, whatever is added to the model.
@@ -198,6 +209,7 @@ def check_ending(config, checkpoint, tokenizer):
     task = (checkpoint.get("task") or {}).get("task")  # that the base was fine-tuned for
     # Nothing is known about the documents of other people's tokens, which have no tokenizer.
     one_text = checkpoint.get("tokenizer") and checkpoint["data"].get("train_documents", 2) < 2
+    other = "full" if base.config.tie_weights else "full or last"
     if config.task == "chat" and task != "chat" and not tokenizer.chat_template:
         lesson = "chat"
     elif (config.task == "completion" or config.generative) and task is None and one_text:
@@ -206,8 +218,8 @@ def check_ending(config, checkpoint, tokenizer):
         return
     raise SystemExit(
         f"{config.init_from} was not taught to {lesson}, and --method={config.method} does not "
-        "train the head, which has to learn the token that ends an answer: use --method=full or "
-        f"last, or a base that was taught to {lesson}"
+        f"train the head, which has to learn the token that ends an answer: use --method={other}, "
+        f"or a base that was taught to {lesson}"
     )
 
 

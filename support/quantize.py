@@ -6,6 +6,7 @@ two with a kernel made for that.
 """
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -92,7 +93,7 @@ class Int8Linear(LowPrecisionLinear):
 
     def __init__(self, linear):
         weight = linear.weight.detach().float()  # (outputs, inputs)
-        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (outputs)
+        scale = weight.amax(dim=1).maximum(-weight.amin(dim=1)).clamp(min=1e-12) / 127  # (outputs)
         super().__init__(linear, packed(prepack_int8, weight, scale))
         integers = (weight / scale[:, None]).round()
         if self.packed is None:
@@ -162,10 +163,18 @@ def prepack_int8(weight, scale):
 
 def replace_linears(model, Layer):
     """Replace every linear layer of `model` with a `Layer` made from it."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Layer(child))
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+
+    def replace(place):  # keeps no layer longer than needed: all of them are the model's memory
+        setattr(*place, Layer(getattr(*place)))
+
+    with ThreadPoolExecutor(min(len(places), torch.get_num_threads())) as pool:
+        list(pool.map(replace, places))
     return model
 
 

@@ -36,10 +36,12 @@ PEAKS = {
 COLUMNS = 80
 QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
+PYTORCH_BYTES = 230_000_000  # of a process that has done nothing yet
 LOGITS_BYTES = 4 + 4 + 2  # per logit held at once: itself, its gradient, a 16-bit copy
 SPACE, LINE_END = "␣", "⏎"
 VISIBLE = str.maketrans({" ": SPACE, "\n": LINE_END, "\t": "⇥", "\r": "␍"})
 BEFORE_FIRST_TARGET, ROWS_SHOWN = 8, 3  # how much of a batch a dry run shows
+LARGE, HIGH_RATE = 50_000_000, 2e-3  # weights, and from which learning rate on to warn about them
 MOST_EPOCHS, FEW_EPOCHS = 6, 4  # passes over a text: from when on to warn, what to advise instead
 SMOOTHED_POINTS = 50  # roughly as many independent points make up the plot's smoothed line
 
@@ -336,7 +338,8 @@ def show_plan(model, config, dataset, world):
     if dataset.floor and config.target_shift == 1 and config.causal:
         print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
     epochs = 0 if config.max_minutes else config.max_iters * per_step / len(dataset.train)
-    for warning in () if config.eval_only else doubts(config, epochs):
+    n_weights = sum(p.numel() for p in model.parameters())
+    for warning in () if config.eval_only else doubts(config, epochs, n_weights):
         print(f"warning: {warning}")
     if config.dry_run:
         show_cost(model, config, dataset, world, per_step)
@@ -357,34 +360,48 @@ def show_cost(model, config, dataset, world, per_step):
         "evaluation": f"{math.ceil(config.max_iters / config.eval_interval) + 1} times, "
         f"{config.eval_iters or 'all'} batches of each split",
     }
-    memory = memory_parts(model, config, world)
-    total = sum(memory.values())
-    parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())
-    rows["memory"] = f"about {total / 1e6:,.0f} MB per process: {parts}"
     for name, text in rows.items():
         print(textwrap.fill(f"  {name:<11}{text}", COLUMNS, subsequent_indent=" " * 13))
+    show_memory(model, config, world, config.block_size)
 
 
-def memory_parts(model, config, world):
+def show_memory(model, config, world, length, about="about"):
+    """Print the memory that a run with rows of `length` tokens needs."""
+    memory = memory_parts(model, config, world, length)
+    total = sum(memory.values())
+    parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())
+    text = (
+        f"  memory     {about} {total / 1e6:,.0f} MB per process, for rows of {length:,}: {parts}"
+    )
+    print(textwrap.fill(text, COLUMNS, subsequent_indent=" " * 13))
+
+
+def memory_parts(model, config, world, length):
     """The memory that training needs: {part: bytes}. Activations are measured, not estimated."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    in_muon = sum(p.numel() * p.element_size() for p in model.blocks.parameters() if p.dim() == 2)
-    states = 2 * weights - (in_muon if config.optimizer == "muon" else 0)
-    one, two = (saved_bytes(model, config, world, sequences) for sequences in (1, 2))
-    rows, vocab_size = config.batch_size * config.block_size, model.config.vocab_size
+    weights = bytes_of(model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    in_muon = [p for p in model.blocks.parameters() if p.requires_grad and p.dim() == 2]
+    states = 2 * bytes_of(trained) - (bytes_of(in_muon) if config.optimizer == "muon" else 0)
+    one, two = (saved_bytes(model, world, sequences, length) for sequences in (1, 2))
+    rows, vocab_size = config.batch_size * length, model.head.out_features
     if config.fused_loss:
         rows = min(rows, rows_per_piece(vocab_size, world.device))
     return {
-        "weights": weights * (2 if config.ema_decay else 1),
-        "gradients": weights,
+        "PyTorch": PYTORCH_BYTES,
+        "weights": weights + (bytes_of(trained) if config.ema_decay else 0),
+        "gradients": bytes_of(trained),
         "optimizer": states,
         "activations": one + (config.batch_size - 1) * (two - one),
         "logits": LOGITS_BYTES * rows * vocab_size,
     }
 
 
-def saved_bytes(model, config, world, sequences):
-    """Bytes that a forward pass over this many sequences saves for the backward pass."""
+def bytes_of(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def saved_bytes(model, world, sequences, length):
+    """Bytes that a forward pass over sequences of this length saves for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -394,7 +411,7 @@ def saved_bytes(model, config, world, sequences):
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    tokens = torch.zeros(sequences, config.block_size, dtype=torch.long, device=world.device)
+    tokens = torch.zeros(sequences, length, dtype=torch.long, device=world.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), world.precision():
         _graph = model(tokens, tokens)  # kept alive, so that no storage's address is reused
     return sum(saved.values())
@@ -435,8 +452,14 @@ def show_shift(batch, tokenizer, labels=()):
         print("\n".join(row.rstrip() for row in pair))
 
 
-def doubts(config, epochs):
+def doubts(config, epochs, n_weights=0):
     """Warnings about settings that work, but hardly as intended. epochs: passes over the text."""
+    is_trained = config.init_from not in ("scratch", "resume")
+    if is_trained and n_weights >= LARGE and config.learning_rate >= HIGH_RATE:
+        yield (
+            f"learning_rate={config.learning_rate:g} is for small models, and would ruin a large "
+            "one that is already trained; try --optimizer=adamw --learning_rate=3e-5"
+        )
     if config.warmup_iters >= config.max_iters > 0:
         yield f"warmup_iters={config.warmup_iters} lasts the whole run of {config.max_iters}"
     if (config.lr_decay_iters or 0) > config.max_iters:
@@ -476,4 +499,6 @@ def advice_on_memory(config):
         if batch == 1:
             half = f"={config.block_size // 2}" if config.block_size else " (half of the model's)"
             advice = f"--block_size{half}"
+        if not config.gradient_checkpointing:
+            advice += ", or --gradient_checkpointing=True"
         raise SystemExit(f"out of memory with batch_size={batch}; try {advice}") from None

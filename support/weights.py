@@ -112,7 +112,8 @@ def put(weights, places):
     for ours, place in places.items():
         parts.setdefault(place.name, []).append((place.part or 0, ours))
     for name, members in parts.items():
-        tensor = torch.cat([weights[ours] for _, ours in sorted(members)])
+        tensors = [weights[ours] for _, ours in sorted(members)]
+        tensor = torch.cat(tensors) if tensors[1:] else tensors[0]
         yield name, (tensor.T if places[members[0][1]].transposed else tensor).contiguous()
 
 

@@ -8,9 +8,11 @@ import torch
 from model import KVCache, ModelConfig, Transformer
 from support.adapters import (
     ADDED,
+    FrozenLinear,
     LoRA,
     adds,
     fingerprint_of,
+    freeze_in_16_bits,
     merge_lora,
     put_in,
     weights_to_save,
@@ -172,3 +174,37 @@ def test_a_fingerprint_differs_for_other_weights_alone():
     assert fingerprint_of(first) == fingerprint_of(again)
     again["norm.weight"] = again["norm.weight"] + 1e-3
     assert fingerprint_of(first) != fingerprint_of(again)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", ["lora", "adapter", "prefix"])
+def test_a_base_in_16_bits_gives_what_it_does_in_32(method, shape):
+    """Its weights are numbers of 16 bits, and autocast would make them that."""
+    found = []
+    for in_16_bits in (False, True):
+        model = made(method, shape, bias=True)
+        for weight in model.parameters():
+            if not weight.requires_grad:
+                weight.data = weight.data.bfloat16().float()
+        if in_16_bits:
+            freeze_in_16_bits(model, torch.bfloat16)
+            linear = next(m for m in model.modules() if isinstance(m, FrozenLinear))
+            assert linear.weight.dtype == torch.bfloat16
+            assert model.token_embedding.weight.dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            _, loss = model(tokens(), tokens().roll(-1, 1))
+        loss.backward()
+        found.append((loss, [p.grad for p in model.parameters() if p.requires_grad]))
+        assert model(tokens())[0].isfinite().all()  # without autocast too
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=1e-4)
+    assert weights_to_save(model).keys() == weights_to_save(made(method, shape, bias=True)).keys()
+
+
+def test_weights_that_are_not_numbers_of_16_bits_are_kept_as_they_are():
+    model = made("lora")
+    freeze_in_16_bits(model, torch.bfloat16)
+    assert not any(isinstance(module, FrozenLinear) for module in model.modules())
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()
+    freeze_in_16_bits(model, torch.float16)  # nor are small ones of bfloat16 numbers of float16
+    assert {weight.dtype for weight in model.parameters()} <= {torch.float32, torch.float16}

@@ -535,18 +535,39 @@ def test_a_lack_of_memory_is_answered_with_settings_to_try(train_tiny, monkeypat
     with pytest.raises(SystemExit) as stop:
         train_tiny()
     assert str(stop.value) == (
-        "out of memory with batch_size=4; try --batch_size=2 --gradient_accumulation_steps=4"
+        "out of memory with batch_size=4; try --batch_size=2 --gradient_accumulation_steps=4, "
+        "or --gradient_checkpointing=True"
     )
 
 
 @pytest.mark.parametrize(("block_size", "advice"), [(64, "=32"), (None, " (half of the model's)")])
 def test_with_one_sequence_the_context_is_what_can_be_smaller(block_size, advice):
     config = types.SimpleNamespace(
-        batch_size=1, gradient_accumulation_steps=1, block_size=block_size
+        batch_size=1,
+        gradient_accumulation_steps=1,
+        block_size=block_size,
+        gradient_checkpointing=True,
     )
     with pytest.raises(SystemExit) as stop, advice_on_memory(config):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert str(stop.value) == f"out of memory with batch_size=1; try --block_size{advice}"
+
+
+def test_recomputed_blocks_give_the_same_weights(train_tiny):
+    train_tiny("--dropout=0.1")
+    remembered = read_checkpoint("out/tiny/ckpt.pt")
+    train_tiny("--dropout=0.1", "--gradient_checkpointing=True")
+    assert_same_weights(remembered, read_checkpoint("out/tiny/ckpt.pt"), rtol=0, atol=0)
+
+
+def test_recomputed_blocks_need_less_memory(train_tiny, capsys):
+    needed = {}
+    for option in ("False", "True"):
+        shape = "--n_layer=6", "--n_embd=64", "--batch_size=64"
+        train_tiny("--dry_run=True", *shape, f"--gradient_checkpointing={option}")
+        told = " ".join(capsys.readouterr().out.split())
+        needed[option] = told.partition("activations ")[2].partition(",")[0]
+    assert int(needed["True"]) < int(needed["False"])
 
 
 def test_without_a_compiler_training_goes_on_without_it(train_tiny, monkeypatch, capsys):
