@@ -60,6 +60,11 @@ def find_checkpoint(source, names=(BEST, LAST)):
     found = [source / name for name in names if (source / name).is_file()]
     if found:
         return found[0]
+    if (source / "adapter_config.json").is_file():
+        raise SystemExit(
+            f"{source} holds an adapter of the package peft: merge it into its base there, with "
+            "merge_and_unload(), and save that model"
+        )
     if source.is_dir():
         earlier = max(source.glob("previous-*"), key=lambda p: p.stat().st_mtime, default=None)
         hint = f"; an earlier one is in {earlier}" if earlier else ""

@@ -18,7 +18,8 @@ from model import ModelConfig
 from support.chat import final_token
 from support.files import new_folder, read_json
 from support.tensor_files import INDEX, WHOLE, TensorFiles
-from support.tokenizer_files import read_tokenizer, tokenizer_files
+from support.tokenizer import END_OF_TEXT
+from support.tokenizer_files import padding, read_tokenizer, tokenizer_files
 from support.weights import (
     CHANGEABLE,
     GPT2,
@@ -301,7 +302,12 @@ def write_model(folder, model, tokenizer, dtype=None, bos=None, card=""):
     name = str(dtype).removeprefix("torch.")
     eos = tokenizer and final_token(tokenizer)
     ids = {"bos_token_id": bos, "eos_token_id": eos}
-    ends = [eos, tokenizer.eot] if tokenizer and tokenizer.eot not in (None, eos) else eos
+    ends = eos
+    if tokenizer:
+        of_a_text = {tokenizer.special_tokens.get(name) for name in END_OF_TEXT}
+        others = {tokenizer.eot, *of_a_text} - {None, eos}
+        ends = [eos, *sorted(others)] if others else eos
+        ids["pad_token_id"] = padding(tokenizer, eos)
     content |= ids | {"dtype": name, "torch_dtype": name}  # the latter for transformers < 5
     places = places_of(weights, modules)
     with new_folder(folder) as part:

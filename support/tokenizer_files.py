@@ -21,6 +21,7 @@ from support.tokenizer import (
 FEW_DOCUMENTS = 100  # with fewer in training, a model has hardly seen how a document begins
 # The name of a model on the hub, such as Qwen/Qwen3-0.6B; out/ is for runs.
 HUB_NAME = regex.compile(r"(?!out/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
+PADDING = "<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"
 ANY = {"Regex": r"[\s\S]"}  # any one character: the split of a character tokenizer
 # The format of a conversation with our special tokens, in Jinja (ChatML).
 CHATML = (
@@ -369,10 +370,17 @@ def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": special.get(bos),
         "eos_token": special.get(eos),
+        "pad_token": special.get(padding(tokenizer, eos)),
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     } | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})
     return {"tokenizer.json": whole, "tokenizer_config.json": config}
+
+
+def padding(tokenizer, eos):
+    """The id of the token that fills the shorter rows of a batch; it is never attended to."""
+    there = [name for name in (*PADDING, *END_OF_TEXT) if name in tokenizer.special_tokens]
+    return tokenizer.special_tokens[there[0]] if there else eos
 
 
 def chat_template_of(tokenizer):

@@ -807,6 +807,8 @@ def test_a_model_that_converses_ends_its_turns_in_transformers_too(tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
     assert hf.eos_token_id == end
     assert model.generation_config.eos_token_id == [end, tokenizer.eot]
+    assert hf.pad_token == "<|endoftext|>"
+    assert len({len(row) for row in hf(["the", "the cat sat"], padding=True)["input_ids"]}) == 1
 
 
 def test_an_end_by_another_name_and_one_of_several_templates_are_found(tmp_path):
