@@ -50,7 +50,6 @@ from support.recomputation import recompute_blocks
 from support.report import (
     Report,
     advice_on_memory,
-    doubts,
     farewell,
     in_words,
     show_memory,
@@ -399,8 +398,6 @@ def main():
         config, batch_at = batches_for(config, start, world)
         show_config(config)
         show_weights(model)
-        for warning in doubts(config, epochs=0):
-            print(f"warning: {warning}")
         if config.dry_run:
             # More where rows differ in length: then freed memory does not fit what is needed next.
             show_memory(model, config, world, longest_row(config, batch_at), about="at least")

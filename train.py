@@ -97,7 +97,7 @@ class TrainConfig(ModelConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     fp8: bool = False  # products in the blocks in 8 bits, on GPUs that can (pip install torchao)
     compile: bool | Literal["auto"] = "auto"  # fuse operations with torch.compile
-    gradient_checkpointing: bool = False  # recompute blocks backward: less memory, a third slower
+    gradient_checkpointing: bool = False  # recompute blocks when going backward: less memory
 
     def __post_init__(self):
         super().__post_init__()
