@@ -731,7 +731,7 @@ def test_saving_a_checkpoint_counts_towards_no_step(train_tiny, monkeypatch):
 def test_a_model_of_labels_is_refused_and_named(train_tiny, monkeypatch):
     shape = ModelConfig(300, 32, 1, 2, 16, n_labels=2, tie_weights=False)
     monkeypatch.setattr(
-        "support.checkpoint.load_model", lambda source: (Transformer(shape), None, {})
+        "support.checkpoint.load_model", lambda source, dtype: (Transformer(shape), None, {})
     )
     with pytest.raises(SystemExit, match="out/labels predicts labels instead of tokens"):
         train_tiny("--init_from=out/labels")
