@@ -14,7 +14,7 @@ import tyro
 from support.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint
 from support.config import load_config
 from support.files import replacing
-from support.metrics import cut, width
+from support.metrics import width
 from support.processes import open_world
 from support.report import in_columns, read_log
 from train import LOWER_IS_BETTER
@@ -40,7 +40,11 @@ class CompareConfig:
     runs: tyro.conf.Positional[tuple[str, ...]] = ()  # their folders, such as out/stories
     metric: str = "val_loss"  # what to compare, a number of the evaluations
     over: Literal["step", "minutes"] = "step"  # the horizontal axis of the plot
-    out: str = "out/compare.png"  # the plot
+    out: str = "out/compare.png"  # the plot: .png, .svg or .pdf
+
+    def __post_init__(self):
+        if Path(self.out).suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"out={self.out} must end in .png, .svg or .pdf")
 
 
 @dataclass
@@ -76,12 +80,12 @@ def table(runs, metric):
     """A line for each run and, below it, the settings that differ from the first run's."""
     name = metric.replace("_per_", "/").replace("_", " ")
     lines = [" " * NAME_COLUMNS + cells("steps", "minutes", "tokens/s", name, "best", "at step")]
-    for run in runs:
+    for number, run in enumerate(runs, 1):
         curve = run.curve(metric)
         last = max([*run.updates, *curve], key=lambda record: (record["step"], record["minutes"]))
         choose = min if metric.endswith(LOWER_IS_BETTER) else max
         best = choose(curve, key=lambda record: record[metric])
-        rates = [record["tokens_per_second"] for record in run.updates]
+        rates = [record["tokens_per_second"] for record in run.updates[1:]]  # the first is slow
         numbers = cells(
             f"{last['step']:,}",
             f"{last['minutes']:.2f}",
@@ -90,12 +94,19 @@ def table(runs, metric):
             f"{best[metric]:.4f}",
             f"{best['step']:,}",
         )
-        label = cut(run.name, NAME_COLUMNS - 1)
+        label = f"{number} {end_of(run.name, NAME_COLUMNS - 3)}"
         lines.append(label + " " * (NAME_COLUMNS - width(label)) + numbers)
         if run is not runs[0]:
             others = ", ".join(differences(runs[0], run))
             lines.append(in_columns(f"  {others or 'the same settings'}"))
     return "\n".join(lines)
+
+
+def end_of(name, columns):
+    """The name, or as much of its end as fits."""
+    while width(name) > columns:
+        name = "…" + name.removeprefix("…")[1:]
+    return name
 
 
 def cells(*texts):
@@ -126,18 +137,19 @@ def draw(runs, metric, over, path):
             axes.plot(times, losses, color=color, alpha=0.25, lw=0.8)
         times, values = ([record[key] for record in curve] for key in (over, metric))
         # Not every font has every letter.
-        label = run.name if run.name.isascii() else f"run {i + 1}"
+        label = f"{i + 1} {run.name}" if run.name.isascii() else f"{i + 1}"
         axes.plot(times, values, color=color, marker="o", ms=4, label=label)
     later = [record[metric] for run in runs for record in run.curve(metric)[1:]]
     if later:  # what was before training would flatten all the rest
         margin = (max(later) - min(later)) / 10 or 0.1
         axes.set_ylim(min(later) - margin, max(later) + margin)
-    axes.set(xlabel=over, ylabel=metric.replace("_", " "))
+    name = metric.replace("_", " ")
+    axes.set(xlabel=over, ylabel=f"{name} (pale: of training)" if metric == "val_loss" else name)
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        figure.savefig(file, dpi=120)
+        figure.savefig(file, dpi=120, format=path.suffix[1:])
     pyplot.close(figure)
 
 
@@ -160,6 +172,8 @@ def main():
         tokenizers = {run.tokenizer for run in runs if run.tokenizer}
         if len(tokenizers) > 1 and config.metric.endswith(PER_TOKEN):
             print("their tokens differ, and so do losses per token: try --metric=bits_per_byte")
+        elif len({run.settings["dataset"] for run in runs if run.settings}) > 1:
+            print("their data differ: the numbers do not measure the same thing")
         draw(runs, config.metric, config.over, Path(config.out))
         print(f"plot: {config.out}")
 

@@ -7,6 +7,7 @@ tokens each head of attention looks at.
 
 import base64
 import io
+import sys
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -15,7 +16,8 @@ from pathlib import Path
 import torch
 
 from model import capped, causal_attention, check_range
-from sample import first_tokens, read_text, text_of
+from sample import Context, SampleConfig, first_tokens, steps_of, text_meant_by
+from support.adapters import has_added
 from support.checkpoint import in_a_line, load_model
 from support.config import load_config
 from support.files import replacing
@@ -28,10 +30,11 @@ MOST_SURPRISED = 8.0  # nats from which on a token has the darkest colour
 STYLE = f"""
 body {{ font: 15px sans-serif; margin: 2em; max-width: 80em }}
 h1 {{ font-size: 20px }}
-p.text {{ line-height: 1.9; font-size: 17px }}
+p.text {{ line-height: 1.9; font-size: 17px; white-space: pre-wrap }}
 p.text span {{ border-radius: 3px; padding: 2px 0 }}
 table {{ border-collapse: collapse; font-size: 13px }}
-td, th {{ padding: 2px 5px; border: 1px solid #ddd; font-weight: normal; white-space: nowrap }}
+td, th {{ padding: 2px 5px; border: 1px solid #ddd; white-space: nowrap }}
+td, th {{ font-weight: normal; text-align: center }}
 .scroll {{ overflow-x: auto }}
 .head {{ display: inline-flex; flex-wrap: wrap; margin: 0 2em 1.5em 0; font-size: 11px }}
 .head p {{ width: 100%; margin: 0 0 4px; font-size: 13px }}
@@ -46,7 +49,7 @@ class ExplainConfig:
 
     out_dir: str = "out/stories"  # the run to look into
     init_from: str = "resume"  # resume: the best checkpoint of out_dir; or the PATH of another
-    start: str = ""  # the text; FILE:prompt.txt; empty: one that the model writes
+    start: str = ""  # the text; FILE:prompt.txt; - for standard input; empty: the model writes one
     tokens: int = 48  # the most tokens to show
     seed: int = 1337  # of the text that the model writes
     out: str = "out/explain.html"  # the page
@@ -99,7 +102,7 @@ def text_in_colours(tokens, probabilities, names):
         nats = -p.log().item()
         hint = f"p = {p:.4f}, {nats:.2f} nats. Likeliest: {likeliest(probabilities[before], names)}"
         colour = f"rgba(230, 110, 0, {min(1.0, nats / MOST_SURPRISED):.2f})"
-        name = escape(names(token)).replace(SPACE, " ").replace(LINE_END, f"{LINE_END}<br>")
+        name = escape(names(token)).replace(SPACE, " ").replace(LINE_END, f"{LINE_END}\n")
         spans.append(f'<span style="background: {colour}" title="{escape(hint)}">{name}</span>')
     return f'<p class="text">{"".join(spans)}</p>'
 
@@ -138,7 +141,7 @@ def heads(tokens, weights, names):
     return "".join(pictures)
 
 
-def page(title, tokens, probabilities, weights, names):
+def page(title, notes, tokens, probabilities, weights, names):
     """The whole page, as text."""
     return "\n".join(
         [
@@ -146,8 +149,11 @@ def page(title, tokens, probabilities, weights, names):
             f"<style>{STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
             "<h2>Surprise</h2>",
-            "<p>The darker a token, the less likely the model found it after all before it. Point "
-            "at a token to read its probability, and which tokens were likeliest.</p>",
+            "<p>The darker a token, the more it surprised the model, given the tokens before it. "
+            "Point at a token to read its probability, and which tokens were likeliest. "
+            "(&lt;|endoftext|&gt; says that a text begins; numbers such as &lt;e6&gt; are bytes of "
+            "a character that takes several tokens.)</p>",
+            f"<p>{' '.join(notes)}</p>",
             text_in_colours(tokens, probabilities[-1], names),
             "<h2>After each block</h2>",
             "<p>The head applied to what each block passes on (the logit lens): the token that "
@@ -156,26 +162,40 @@ def page(title, tokens, probabilities, weights, names):
             lens(tokens, probabilities, names),
             "<h2>Attention</h2>",
             "<p>Each row is a token that asks, each column, in the same order, a token that it "
-            "looks at. Nothing is above the diagonal: that would be the future.</p>",
+            "looks at. Above the diagonal is the future.</p>",
             heads(tokens, weights, names),
             "</body></html>",
         ]
     )
 
 
-def text_to_show(config, model, tokenizer, documents):
+def tokens_to_show(config, model, tokenizer, documents):
     """The tokens to look at: of `start` or, if that is empty, of what the model writes."""
     most = min(config.tokens, model.config.block_size)
-    text = config.start
-    if text.startswith("FILE:"):
-        text = read_text(Path(text.removeprefix("FILE:")))
+    text = text_meant_by(config.start)
     tokens = first_tokens(tokenizer, text, documents)
     if not text:
-        text = text_of(model, tokenizer, tokens, most, config.seed)
-        tokens = first_tokens(tokenizer, text, documents)
+        settings = SampleConfig(num_samples=1, max_new_tokens=max(1, most - len(tokens)))
+        steps = steps_of(Context(model), tokenizer, [tokens], settings, config.seed)
+        tokens += [token for (token,) in steps]
     if len(tokens) < 2:
         raise SystemExit(f"start={config.start!r} is a single token: type more text")
+    if len(tokens) > most:
+        longer = f"; for more, --tokens={len(tokens)}" if config.tokens <= most else ""
+        print(f"shown are the first {most} of {len(tokens):,} tokens{longer}", file=sys.stderr)
     return tokens[:most]
+
+
+def remarks(model, checkpoint):
+    """What to know of a model that does not simply predict the next token."""
+    if not model.config.causal:
+        yield "This model was trained with causal=False: it looks at the future too."
+    shift = checkpoint["train_config"].get("target_shift", 1)
+    if shift != 1:
+        yield f"It was trained with target_shift={shift}, not to predict the next token."
+    task = (checkpoint.get("task") or {}).get("task")
+    if task in ("completion", "chat"):
+        yield "It was fine-tuned to answer: it never learned prompts, and they surprise it."
 
 
 def main():
@@ -185,17 +205,20 @@ def main():
         model, tokenizer, checkpoint = load_model(source)
         if model.config.n_labels:
             raise SystemExit(f"{source} predicts labels, and only models of text can be explained")
+        if has_added(model):
+            raise SystemExit(f"{source} has an adapter or a prefix, which cannot be explained")
         tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"], model)
         documents = checkpoint["data"].get("train_documents", 0)
-        tokens = text_to_show(config, model, tokenizer, documents)
+        tokens = tokens_to_show(config, model, tokenizer, documents)
         probabilities, weights = look_inside(model, tokens)
         following = torch.tensor(tokens[1:])[:, None]
         loss = -probabilities[-1, :-1].gather(1, following).log().mean()
-        title = f"{in_a_line(checkpoint)}: {loss:.3f} nats per token"
+        title, names = in_a_line(checkpoint), partial(visible, tokenizer)
+        notes = [f"{loss:.3f} nats per token.", *remarks(model, checkpoint)]
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         with replacing(config.out, "w") as file:
-            file.write(page(title, tokens, probabilities, weights, partial(visible, tokenizer)))
-        print(f"{title}\nopen in a browser: {config.out}")
+            file.write(page(title, notes, tokens, probabilities, weights, names))
+        print("\n".join([title, *notes, f"open in a browser: {config.out}"]))
 
 
 if __name__ == "__main__":

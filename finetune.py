@@ -399,8 +399,7 @@ def main():
         show_config(config)
         show_weights(model)
         if config.dry_run:
-            # More where rows differ in length: then freed memory does not fit what is needed next.
-            show_memory(model, config, world, longest_row(config, batch_at), about="at least")
+            show_memory(model, config, world, longest_row(config, batch_at))
             show_shift(batch_at(0)[0], start.task.tokenizer, start.task.labels)
             print(f"dry run: {config.max_iters:,} steps; nothing was trained or written")
             return

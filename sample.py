@@ -516,10 +516,15 @@ def starts(config):
         print("type a beginning and press Enter; an empty line ends", file=sys.stderr)
         while start := read_line("> "):
             yield start
-    elif config.start.startswith("FILE:"):
-        yield read_text(Path(config.start.removeprefix("FILE:")))
     else:
-        yield read_input(sys.stdin.read).removesuffix("\n") if config.start == "-" else config.start
+        yield text_meant_by(config.start)
+
+
+def text_meant_by(start):
+    """The text that the option `start` stands for: a file's, standard input's or itself."""
+    if start.startswith("FILE:"):
+        return read_text(Path(start.removeprefix("FILE:")))
+    return read_input(sys.stdin.read).removesuffix("\n") if start == "-" else start
 
 
 def read_line(prompt):

@@ -72,9 +72,17 @@ def find_checkpoint(source, names=(BEST, LAST)):
             f"{source} does not contain {' or '.join(names)}: no run was saved there yet{hint}"
         )
     raise SystemExit(
-        f"there is no checkpoint {source}: check its name, or train one with: "
-        f"python train.py --out_dir={source} (or finetune.py)"
+        f"there is no checkpoint {source}: check its name, or train one with: {recipe_for(source)}"
     )
+
+
+def recipe_for(out_dir):
+    """The command that trains a run into this folder."""
+    for recipe in sorted((Path(__file__).parent.parent / "config").glob("*.py")):
+        if f'out_dir = "{Path(out_dir).as_posix()}"' in recipe.read_text(encoding="utf-8"):
+            script = "finetune.py" if recipe.name.startswith("finetune_") else "train.py"
+            return f"python {script} config/{recipe.name}"
+    return f"python train.py --out_dir={out_dir} (or finetune.py)"
 
 
 def read_checkpoint(path, to_look_at=False):

@@ -25,6 +25,7 @@ UNUSABLE_PLACE = {
     errno.EPERM,
     errno.EEXIST,
     errno.ENOTDIR,
+    errno.EISDIR,
     errno.EROFS,
     errno.ENAMETOOLONG,
 }

@@ -36,7 +36,7 @@ PEAKS = {
 COLUMNS = 80
 QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
-PYTORCH_BYTES = 230_000_000  # of a process that has done nothing yet
+PYTORCH_BYTES = 330_000_000  # of a process, before it has a model
 LOGITS_BYTES = 4 + 4 + 2  # per logit held at once: itself, its gradient, a 16-bit copy
 SPACE, LINE_END = "␣", "⏎"
 VISIBLE = str.maketrans({" ": SPACE, "\n": LINE_END, "\t": "⇥", "\r": "␍"})
@@ -365,13 +365,13 @@ def show_cost(model, config, dataset, world, per_step):
     show_memory(model, config, world, config.block_size)
 
 
-def show_memory(model, config, world, length, about="about"):
+def show_memory(model, config, world, length):
     """Print the memory that a run with rows of `length` tokens needs."""
     memory = memory_parts(model, config, world, length)
     total = sum(memory.values())
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())
     text = (
-        f"  memory     {about} {total / 1e6:,.0f} MB per process, for rows of {length:,}: {parts}"
+        f"  memory     at least {total / 1e6:,.0f} MB per process, for rows of {length:,}: {parts}"
     )
     print(textwrap.fill(text, COLUMNS, subsequent_indent=" " * 13))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import compare as compare_module
 from tests.conftest import TINY
 
 
@@ -22,8 +23,8 @@ def test_runs_are_compared_in_a_table_and_a_plot(compare, capsys):
     assert all(len(line) <= 80 for line in told)
     head, before, after, difference, plot = told
     assert head.split() == "steps minutes tokens/s val loss best at step".split()
-    assert before.split()[:2] == ["out/before", "20"]
-    assert before.split()[4] == before.split()[5] != after.split()[4]  # the last is the best
+    assert before.split()[:3] == ["1", "out/before", "20"]
+    assert before.split()[5] == before.split()[6] != after.split()[5]  # the last is the best
     assert difference == "  mlp_size None → 96"
     assert plot == "plot: out/compare.png"
     assert Path("out/compare.png").read_bytes().startswith(b"\x89PNG")
@@ -42,7 +43,7 @@ def test_runs_without_the_metric_are_left_out(compare, capsys):
     compare()
     told = capsys.readouterr().out
     assert told.startswith("out/after has no val_loss and is left out\n")
-    assert "\nout/after" not in told
+    assert " out/after " not in told
     compare("--metric=accuracy")
     assert "out/before has no accuracy" in capsys.readouterr().out
 
@@ -65,3 +66,10 @@ def test_what_is_no_run_is_named(compare, run):
         run("compare.py", "data/tiny")
     with pytest.raises(SystemExit, match=r"metric=f1.*there is bits_per_byte, perplexity"):
         compare("--metric=f1")
+    with pytest.raises(SystemExit):
+        compare("--out=plot.txt")
+
+
+def test_of_a_long_name_the_end_is_shown():
+    assert compare_module.end_of("out/an_experiment_with_depth", 10) == "…ith_depth"
+    assert compare_module.end_of("out/深度与宽度", 8) == "…与宽度"

@@ -55,6 +55,19 @@ def test_without_a_text_the_model_writes_one(train_tiny, run):
     run("explain.py", "--out_dir=out/tiny", "--tokens=9", "--out=new/page.html")
     page = Path("new/page.html").read_text(encoding="utf-8")
     assert 2 <= page.count("<th>") - 2 - 2 <= 17
+    assert "trained with" not in page
+
+
+def test_a_page_says_what_is_unusual_about_the_model(train_tiny, run, capsys):
+    train_tiny("--target_shift=0")
+    run("explain.py", "--out_dir=out/tiny", "--tokens=4", "--start=the cat")
+    told = capsys.readouterr()
+    assert "It was trained with target_shift=0" in told.out
+    assert "It was trained with target_shift=0" in Path("out/explain.html").read_text("utf-8")
+    assert "shown are the first 4 of 7 tokens; for more, --tokens=7" in told.err
+    train_tiny("--causal=False")
+    run("explain.py", "--out_dir=out/tiny", "--start=the cat")
+    assert "causal=False: it looks at the future too" in capsys.readouterr().out
 
 
 def test_what_cannot_be_explained_is_told(train_tiny, run):
@@ -65,5 +78,7 @@ def test_what_cannot_be_explained_is_told(train_tiny, run):
         run("explain.py", "--out_dir=out/nothing")
     with pytest.raises(SystemExit, match=r"prompt\.txt cannot be read"):
         run("explain.py", "--out_dir=out/tiny", "--start=FILE:prompt.txt")
+    with pytest.raises(SystemExit, match=r"out.*make it readable and writable"):
+        run("explain.py", "--out_dir=out/tiny", "--start=the", "--out=out/tiny/")
     with pytest.raises(SystemExit, match=r"make it readable and writable"):
         run("explain.py", "--out_dir=out/tiny", "--out=defaults.py/page.html")
