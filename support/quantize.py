@@ -6,7 +6,6 @@ two with a kernel made for that.
 """
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -92,10 +91,10 @@ class Int8Linear(LowPrecisionLinear):
     """
 
     def __init__(self, linear):
-        weight = linear.weight.detach().float()  # (outputs, inputs)
+        weight = linear.weight.detach().to(torch.float32, copy=True)  # (outputs, inputs)
         scale = weight.amax(dim=1).maximum(-weight.amin(dim=1)).clamp(min=1e-12) / 127  # (outputs)
         super().__init__(linear, packed(prepack_int8, weight, scale))
-        integers = (weight / scale[:, None]).round()
+        integers = weight.div_(scale[:, None]).round_()
         if self.packed is None:
             self.register_buffer("weight", integers.to(torch.int8))
             self.register_buffer("scale", scale)
@@ -170,11 +169,8 @@ def replace_linears(model, Layer):
         if isinstance(child, nn.Linear)
     ]
 
-    def replace(place):  # keeps no layer longer than needed: all of them are the model's memory
+    for place in places:  # keeps no layer longer than needed: all of them are the model's memory
         setattr(*place, Layer(getattr(*place)))
-
-    with ThreadPoolExecutor(min(len(places), torch.get_num_threads())) as pool:
-        list(pool.map(replace, places))
     return model
 
 
