@@ -7,6 +7,7 @@ tokens each head of attention looks at.
 
 import base64
 import io
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -60,11 +61,11 @@ class ExplainConfig:
 
 
 @torch.no_grad()
-def look_inside(model, tokens):
+def look_inside(model, tokens, vocab_size):
     """What a model computes as it reads a list of T tokens; the model is of no other use then.
 
-    (probabilities of the next token after each block (n_layer, T, V), weights of attention
-    (n_layer, H, T, T))
+    (log p of the next token after each block (n_layer, T, V), for the V = vocab_size tokens that
+    are in use; weights of attention (n_layer, H, T, T))
     """
     streams, weights = [], []
 
@@ -82,39 +83,39 @@ def look_inside(model, tokens):
         block.register_forward_hook(lambda _block, _inputs, x: streams.append(x[0]))
     model(torch.tensor([tokens]))
     logits = capped(model.head(model.norm(torch.stack(streams))), model.config.softcap)
-    return logits.softmax(dim=2), torch.stack(weights)
+    return logits[:, :, :vocab_size].log_softmax(dim=2), torch.stack(weights)
 
 
 # ------------------------------------------------------------------------------------- the pictures
 
 
-def likeliest(probabilities, names, n=5):
+def likeliest(log_p, names, n=5):
     """The n likeliest tokens of one distribution (V) as text."""
-    best = probabilities.topk(min(n, len(probabilities))).indices.tolist()
-    return ", ".join(f"{names(token)} {probabilities[token]:.2f}" for token in best)
+    best = log_p.topk(min(n, len(log_p))).indices.tolist()
+    return ", ".join(f"{names(token)} {log_p[token].exp():.2f}" for token in best)
 
 
-def text_in_colours(tokens, probabilities, names):
+def text_in_colours(tokens, log_p, names):
     """The text as HTML: the more a token surprises the model, the darker."""
     spans = [f"<span>{escape(names(tokens[0]))}</span>"]
     for before, token in enumerate(tokens[1:]):
-        p = probabilities[before, token]
-        nats = -p.log().item()
-        hint = f"p = {p:.4f}, {nats:.2f} nats. Likeliest: {likeliest(probabilities[before], names)}"
+        nats = -log_p[before, token].item()
+        p, best = math.exp(-nats), likeliest(log_p[before], names)
+        hint = f"p = {p:.4f}, {nats:.2f} nats. Likeliest: {best}"
         colour = f"rgba(230, 110, 0, {min(1.0, nats / MOST_SURPRISED):.2f})"
         name = escape(names(token)).replace(SPACE, " ").replace(LINE_END, f"{LINE_END}\n")
         spans.append(f'<span style="background: {colour}" title="{escape(hint)}">{name}</span>')
     return f'<p class="text">{"".join(spans)}</p>'
 
 
-def lens(tokens, probabilities, names):
+def lens(tokens, log_p, names):
     """A table: for each position (column), the likeliest next token after each block (row)."""
     rows = ["<th>it reads</th>" + "".join(f"<th>{escape(names(t))}</th>" for t in tokens)]
-    for number, after_block in enumerate(probabilities, 1):
+    for number, after_block in enumerate(log_p, 1):
         cells = [f"<th>block {number}</th>"]
-        for p in after_block:
-            colour = f"rgba(0, 110, 230, {p.max():.2f})"
-            hint, best = escape(likeliest(p, names)), escape(names(int(p.argmax())))
+        for at_token in after_block:
+            colour = f"rgba(0, 110, 230, {at_token.max().exp():.2f})"
+            hint, best = escape(likeliest(at_token, names)), escape(names(int(at_token.argmax())))
             cells.append(f'<td style="background: {colour}" title="{hint}">{best}</td>')
         rows.append("".join(cells))
     following = "".join(f"<th>{escape(names(token))}</th>" for token in tokens[1:])
@@ -141,7 +142,7 @@ def heads(tokens, weights, names):
     return "".join(pictures)
 
 
-def page(title, notes, tokens, probabilities, weights, names):
+def page(title, notes, tokens, log_p, weights, names):
     """The whole page, as text."""
     return "\n".join(
         [
@@ -154,12 +155,12 @@ def page(title, notes, tokens, probabilities, weights, names):
             "(&lt;|endoftext|&gt; says that a text begins; numbers such as &lt;e6&gt; are bytes of "
             "a character that takes several tokens.)</p>",
             f"<p>{' '.join(notes)}</p>",
-            text_in_colours(tokens, probabilities[-1], names),
+            text_in_colours(tokens, log_p[-1], names),
             "<h2>After each block</h2>",
             "<p>The head applied to what each block passes on (the logit lens): the token that "
             "would be likeliest if the blocks above were left out; the darker, the more certain."
             "</p>",
-            lens(tokens, probabilities, names),
+            lens(tokens, log_p, names),
             "<h2>Attention</h2>",
             "<p>Each row is a token that asks, each column, in the same order, a token that it "
             "looks at. Above the diagonal is the future.</p>",
@@ -210,14 +211,13 @@ def main():
         tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"], model)
         documents = checkpoint["data"].get("train_documents", 0)
         tokens = tokens_to_show(config, model, tokenizer, documents)
-        probabilities, weights = look_inside(model, tokens)
-        following = torch.tensor(tokens[1:])[:, None]
-        loss = -probabilities[-1, :-1].gather(1, following).log().mean()
+        log_p, weights = look_inside(model, tokens, tokenizer.vocab_size)
+        loss = -log_p[-1, :-1].gather(1, torch.tensor(tokens[1:])[:, None]).mean()
         title, names = in_a_line(checkpoint), partial(visible, tokenizer)
         notes = [f"{loss:.3f} nats per token.", *remarks(model, checkpoint)]
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         with replacing(config.out, "w") as file:
-            file.write(page(title, notes, tokens, probabilities, weights, names))
+            file.write(page(title, notes, tokens, log_p, weights, names))
         print("\n".join([title, *notes, f"open in a browser: {config.out}"]))
 
 

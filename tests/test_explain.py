@@ -28,9 +28,9 @@ def test_the_last_block_predicts_what_the_model_does_and_weights_sum_to_one(opti
         torch.nn.init.normal_(weight, std=0.3)
     with torch.no_grad():
         logits, _ = model(torch.tensor([TOKENS]))
-    probabilities, weights = look_inside(model, TOKENS)
-    torch.testing.assert_close(probabilities[-1], logits[0].softmax(dim=1))
-    assert probabilities.shape == (3, 7, 20)
+    log_p, weights = look_inside(model, TOKENS, vocab_size=18)  # the model's is padded
+    torch.testing.assert_close(log_p[-1], logits[0, :, :18].log_softmax(dim=1))
+    assert log_p.shape == (3, 7, 18)
     assert weights.shape == (3, 2, 7, 7)
     torch.testing.assert_close(weights.sum(dim=3), torch.ones(3, 2, 7))
     assert not weights.triu(1).any()
