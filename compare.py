@@ -13,7 +13,7 @@ import tyro
 
 from support.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint
 from support.config import load_config
-from support.files import replacing
+from support.files import replacing_figure
 from support.metrics import width
 from support.processes import open_world
 from support.report import in_columns, read_log
@@ -67,8 +67,8 @@ def read_run(folder):
     records = read_log(Path(folder) / "log.jsonl")
     if not records:
         raise SystemExit(f"{folder} is not a run of train.py or finetune.py: it has no log.jsonl")
-    updates = [record for record in records if "grad_norm" in record]
-    evaluations = [record for record in records if "grad_norm" not in record]
+    updates = [record for record in records if "loss" in record]
+    evaluations = [record for record in records if "loss" not in record]
     settings, data = {}, {}
     if any((Path(folder) / name).exists() for name in (LAST, BEST)):
         checkpoint = read_checkpoint(find_checkpoint(folder, (LAST, BEST)), to_look_at=True)
@@ -124,33 +124,25 @@ def differences(first, run):
 
 def draw(runs, metric, over, path):
     """Plot the metric of each run at its evaluations; with val_loss, the training loss too."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # renders without a display
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for i, run in enumerate(runs):
-        color, curve = f"C{i}", run.curve(metric)
-        if metric == "val_loss":
-            times, losses = ([record[key] for record in run.updates] for key in (over, "loss"))
-            axes.plot(times, losses, color=color, alpha=0.25, lw=0.8)
-        times, values = ([record[key] for record in curve] for key in (over, metric))
-        # Not every font has every letter.
-        label = f"{i + 1} {run.name}" if run.name.isascii() else f"{i + 1}"
-        axes.plot(times, values, color=color, marker="o", ms=4, label=label)
-    later = [record[metric] for run in runs for record in run.curve(metric)[1:]]
-    if later:  # what was before training would flatten all the rest
-        margin = (max(later) - min(later)) / 10 or 0.1
-        axes.set_ylim(min(later) - margin, max(later) + margin)
-    name = metric.replace("_", " ")
-    axes.set(xlabel=over, ylabel=f"{name} (pale: of training)" if metric == "val_loss" else name)
-    axes.grid(alpha=0.3)
-    axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=120, format=path.suffix[1:])
-    pyplot.close(figure)
+    with replacing_figure(path, inches=(8, 4.5)) as axes:
+        for i, run in enumerate(runs):
+            color, curve = f"C{i}", run.curve(metric)
+            if metric == "val_loss":
+                times, losses = ([record[key] for record in run.updates] for key in (over, "loss"))
+                axes.plot(times, losses, color=color, alpha=0.25, lw=0.8)
+            times, values = ([record[key] for record in curve] for key in (over, metric))
+            # Not every font has every letter.
+            label = f"{i + 1} {run.name}" if run.name.isascii() else f"{i + 1}"
+            axes.plot(times, values, color=color, marker="o", ms=4, label=label)
+        later = [record[metric] for run in runs for record in run.curve(metric)[1:]]
+        if later:  # what was before training would flatten all the rest
+            margin = (max(later) - min(later)) / 10 or 0.1
+            axes.set_ylim(min(later) - margin, max(later) + margin)
+        pale = " (pale: of training)" if metric == "val_loss" else ""
+        axes.set(xlabel=over, ylabel=metric.replace("_", " ") + pale)
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
 def main():

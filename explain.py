@@ -19,7 +19,7 @@ import torch
 from model import capped, causal_attention, check_range
 from sample import Context, SampleConfig, first_tokens, steps_of, text_meant_by
 from support.adapters import has_added
-from support.checkpoint import in_a_line, load_model
+from support.checkpoint import in_a_line, load_model, source_of
 from support.config import load_config
 from support.files import replacing
 from support.processes import open_world
@@ -202,7 +202,7 @@ def remarks(model, checkpoint):
 def main():
     config = load_config(ExplainConfig, takes_files=False)
     with open_world("cpu", to_train=False):
-        source = config.out_dir if config.init_from == "resume" else config.init_from
+        source = source_of(config)
         model, tokenizer, checkpoint = load_model(source)
         if model.config.n_labels:
             raise SystemExit(f"{source} predicts labels, and only models of text can be explained")

@@ -15,7 +15,7 @@ import torch
 
 from model import KVCache, check_range
 from support.chat import end_of_turn, opening
-from support.checkpoint import in_a_line, load_model
+from support.checkpoint import in_a_line, load_model, source_of
 from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
@@ -553,7 +553,7 @@ def read_text(path):
 
 def load_for_sampling(config, world):
     """(model, tokenizer, contents of its checkpoint)."""
-    named = config.out_dir if config.init_from == "resume" else config.init_from
+    named = source_of(config)
     source, base = config.adapter or named, None
     if config.adapter and named != SampleConfig.out_dir:
         base = named  # typed; else the adapter knows what it was put on

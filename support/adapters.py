@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model import product_dtype
+
 # The options of each method, which a checkpoint stores.
 SETTINGS = {
     "full": (),
@@ -45,9 +47,7 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x):
-        y = self.base(x)
-        update = self.up(self.down(self.dropout(x.type_as(self.down.weight))))
-        return y + (self.scale * update).type_as(y)
+        return self.base(x) + self.scale * self.up(self.down(self.dropout(x)))
 
     @torch.no_grad()
     def merged(self):
@@ -71,7 +71,7 @@ class Adapter(nn.Module):
 
     def forward(self, *inputs):
         y = self.base(*inputs)
-        return y + self.up(F.gelu(self.down(y.type_as(self.down.weight)))).type_as(y)
+        return y + self.up(F.gelu(self.down(y)))
 
 
 class Prefix(nn.Module):
@@ -100,7 +100,10 @@ ADDED = (LoRA, Adapter, Prefix)
 
 
 class FrozenLinear(nn.Module):
-    """A linear layer that is not trained, in 16 bits: autocast would cast it for every step."""
+    """A linear layer that is not trained, in 16 bits: autocast would cast it for every step.
+
+    Its output has the precision of other layers': autocast's, or without it the input's.
+    """
 
     def __init__(self, linear, dtype):
         super().__init__()
@@ -111,7 +114,8 @@ class FrozenLinear(nn.Module):
             self.register_parameter(name, frozen)
 
     def forward(self, x):
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return y.to(product_dtype(x))
 
 
 def freeze_in_16_bits(model, dtype):

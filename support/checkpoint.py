@@ -76,6 +76,11 @@ def find_checkpoint(source, names=(BEST, LAST)):
     )
 
 
+def source_of(config):
+    """The run or model that the options name: `out_dir` or, unless it is `resume`, `init_from`."""
+    return config.out_dir if config.init_from == "resume" else config.init_from
+
+
 def recipe_for(out_dir):
     """The command that trains a run into this folder."""
     for recipe in sorted((Path(__file__).parent.parent / "config").glob("*.py")):

@@ -31,13 +31,11 @@ def move(path, new_path):
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            os.replace(path, new_path)
+            return os.replace(path, new_path)
         except PermissionError:
             if not ON_WINDOWS or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
-        else:
-            break
 
 
 @contextmanager
@@ -57,6 +55,23 @@ def replacing(path, mode="wb"):
         move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_figure(path, inches):
+    """Yield the axes of a new figure, which replaces `path` once it is drawn, in its format."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # renders without a display
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
+    try:
+        yield axes
+        with replacing(path) as file:
+            figure.savefig(file, format=Path(path).suffix[1:], dpi=120)
+    finally:
+        pyplot.close(figure)
 
 
 @contextmanager

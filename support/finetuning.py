@@ -14,7 +14,7 @@ from torch import nn
 from model import IGNORED, ModelConfig, Transformer
 from support.adapters import adds, fingerprint_of, freeze_in_16_bits, put_in, settings_of
 from support.chat import MARKS, end_of_turn
-from support.checkpoint import load_base, model_in
+from support.checkpoint import load_base, model_in, source_of
 from support.examples import open_examples
 from support.labelling import is_chinese_word
 from support.metrics import cut
@@ -110,8 +110,7 @@ def open_tokens(config, tokenizer):
             "needs examples, as in data/stories/tasks"
         )
     dataset = open_dataset(config.dataset)
-    source = config.out_dir if config.init_from == "resume" else config.init_from
-    check_tokenizer(tokenizer.to_dict(), dataset, source)
+    check_tokenizer(tokenizer.to_dict(), dataset, source_of(config))
     return dataset
 
 

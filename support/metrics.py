@@ -11,7 +11,7 @@ from unicodedata import east_asian_width, normalize
 import numpy as np
 import regex
 
-from support.files import replacing
+from support.files import replacing_figure
 
 # A word, or a single Chinese character, which counts as a word; punctuation does not match.
 WORD = regex.compile(r"(?V1)\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+")
@@ -134,11 +134,6 @@ def draw_confusion(path, gold, predicted, labels):
     instead. Predictions that are not among the labels get a column of their own. Beyond
     PICTURED_CLASSES the figure grows no further: it has no counts, and only every n-th name.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # needs no display
-    from matplotlib import pyplot
-
     counts = confusion(gold, predicted, labels)
     rows, columns = counts.shape
     font = font_for("".join(labels) + NO_LABEL + "…")
@@ -149,20 +144,18 @@ def draw_confusion(path, gold, predicted, labels):
     names += [NO_LABEL] * (columns - rows)
     nth = 1 + (rows - 1) // PICTURED_CLASSES
     inches = 2.5 + 0.5 * columns / nth, 2 + 0.5 * rows / nth
-    figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row, column in np.argwhere(counts) if nth == 1 else []:
-        color = "white" if parts[row, column] > 0.5 else "black"
-        axes.text(column, row, counts[row, column], color=color, size=9, ha="center", va="center")
     upright = {"rotation": 90} if max(map(width, names)) > 3 else {}
     as_written = {"parse_math": False, "fontproperties": font, "size": 9}  # $ is just a character
-    axes.set_xticks(range(0, columns, nth), names[::nth], **as_written, **upright)
-    axes.set_yticks(range(0, rows, nth), names[:rows:nth], **as_written)
-    axes.set(xlabel="predicted", ylabel="true")
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-    pyplot.close(figure)
+    with replacing_figure(path, inches) as axes:
+        axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for row, column in np.argwhere(counts) if nth == 1 else []:
+            color = "white" if parts[row, column] > 0.5 else "black"
+            style = {"color": color, "size": 9, "ha": "center", "va": "center"}
+            axes.text(column, row, counts[row, column], **style)
+        axes.set_xticks(range(0, columns, nth), names[::nth], **as_written, **upright)
+        axes.set_yticks(range(0, rows, nth), names[:rows:nth], **as_written)
+        axes.set(xlabel="predicted", ylabel="true")
 
 
 def confusion(gold, predicted, labels):

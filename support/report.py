@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from model import IGNORED, rows_per_piece
 from support.checkpoint import BEST
-from support.files import fall_silent, replacing
+from support.files import fall_silent, replacing, replacing_figure
 from support.metrics import width
 
 # Peak FLOP/s of 16-bit matrix products, from the manufacturers' data sheets.
@@ -279,34 +279,27 @@ def draw(log):
     evaluations = [record for record in records if record.get("val_loss") is not None]
     if len(updates) < 2:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")  # renders without a display
-    from matplotlib import pyplot
-
     losses = [record["loss"] for record in updates]
     width = 1 + len(losses) // SMOOTHED_POINTS
     smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     steps = [record["step"] for record in updates]
-    axes.plot(steps, losses, color="C0", alpha=0.25, lw=0.8)
-    axes.plot(steps[width - 1 :], smooth, color="C0", label="training")
-    axes.plot(
-        [record["step"] for record in evaluations],
-        [record["val_loss"] for record in evaluations],
-        color="C1",
-        linestyle=":",
-        marker="o",
-        ms=4,
-        label="validation",
-    )
     title = str(log.parent) if str(log.parent).isascii() else ""  # not every font has every letter
-    axes.set(xlabel="step", ylabel="loss, nats per target")
-    axes.set_title(title, parse_math=False)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(log.with_name("loss.png"), dpi=120)
-    pyplot.close(figure)
+    with replacing_figure(log.with_name("loss.png"), inches=(8, 4.5)) as axes:
+        axes.plot(steps, losses, color="C0", alpha=0.25, lw=0.8)
+        axes.plot(steps[width - 1 :], smooth, color="C0", label="training")
+        axes.plot(
+            [record["step"] for record in evaluations],
+            [record["val_loss"] for record in evaluations],
+            color="C1",
+            linestyle=":",
+            marker="o",
+            ms=4,
+            label="validation",
+        )
+        axes.set(xlabel="step", ylabel="loss, nats per target")
+        axes.set_title(title, parse_math=False)
+        axes.grid(alpha=0.3)
+        axes.legend()
     return True
 
 
@@ -328,8 +321,8 @@ def flops_per_token(model, block_size):
 def show_plan(model, config, dataset, world):
     """Print the plan of a run: nanoGPT's lines, and for a dry run also its cost and memory."""
     per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
-    positions = sum(p.numel() for p in model.position.parameters())
-    counted = sum(p.numel() for p in model.parameters()) - positions
+    n_weights = sum(p.numel() for p in model.parameters())
+    counted = n_weights - sum(p.numel() for p in model.position.parameters())  # as in nanoGPT
     precision = str(world.dtype).removeprefix("torch.")
     print(f"found vocab_size = {dataset.vocab_size} (inside {dataset.path})")
     print(f"tokens per iteration will be: {per_step:,}")
@@ -338,7 +331,6 @@ def show_plan(model, config, dataset, world):
     if dataset.floor and config.target_shift == 1 and config.causal:
         print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
     epochs = 0 if config.max_minutes else config.max_iters * per_step / len(dataset.train)
-    n_weights = sum(p.numel() for p in model.parameters())
     for warning in () if config.eval_only else doubts(config, epochs, n_weights):
         print(f"warning: {warning}")
     if config.dry_run:
@@ -452,7 +444,7 @@ def show_shift(batch, tokenizer, labels=()):
         print("\n".join(row.rstrip() for row in pair))
 
 
-def doubts(config, epochs, n_weights=0):
+def doubts(config, epochs, n_weights):
     """Warnings about settings that work, but hardly as intended. epochs: passes over the text."""
     is_trained = config.init_from not in ("scratch", "resume")
     if is_trained and n_weights >= LARGE and config.learning_rate >= HIGH_RATE:
