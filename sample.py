@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from model import KVCache, check_range
-from support.chat import end_of_turn, opening
+from support.chat import converses, end_of_turn, opening
 from support.checkpoint import in_a_line, load_model, source_of
 from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
@@ -30,17 +30,13 @@ SEPARATOR = "---------------"
 
 
 @dataclass
-class SampleConfig:
-    """Write text with a trained model."""
+class GenerationConfig:
+    """A trained model, and how text is generated with it."""
 
     out_dir: str = "out/stories"  # the run to sample from
     init_from: str = "resume"  # resume: the best checkpoint of out_dir; or the PATH of another
-    start: str = ""  # the prompt; FILE:prompt.txt, - for standard input, empty for none
-    interactive: bool = False  # ask for one prompt after another
     adapter: str | None = None  # apply what finetune.py added to the model: the PATH of its run
-    chat: bool = False  # hold a conversation with a model that was fine-tuned for it
     system: str = ""  # the system prompt of a conversation
-    num_samples: int = 3  # texts, generated as one batch
     max_new_tokens: int = 500  # limit for each text
     temperature: float = 0.8  # below 1 more predictable, above 1 more random; 0: greedy
     top_k: int = 200  # sample from this many most likely tokens; 0: from all
@@ -57,12 +53,26 @@ class SampleConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
 
     def __post_init__(self):
-        check_range(self, "num_samples max_new_tokens", at_least=1)
+        check_range(self, "max_new_tokens", at_least=1)
         check_range(self, "temperature top_k speculate", at_least=0)
         check_range(self, "min_p", at_least=0, below=1)
         check_range(self, "top_p", above=0, at_most=1)
         check_range(self, "repetition_penalty", above=0)
         check_range(self, "seed", at_least=0, below=2**63)
+
+
+@dataclass
+class SampleConfig(GenerationConfig):
+    """Write text with a trained model."""
+
+    start: str = ""  # the prompt; FILE:prompt.txt, - for standard input, empty for none
+    num_samples: int = 3  # texts, generated as one batch
+    interactive: bool = False  # ask for one prompt after another
+    chat: bool = False  # hold a conversation with a model that was fine-tuned for it
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "num_samples", at_least=1)
 
 
 def next_token_distribution(
@@ -461,11 +471,7 @@ def converse(model, tokenizer, config, out):
     while line := read_line("> "):
         said.append({"role": "user", "content": line})
         try:
-            prompt = opening(instruction + said, tokenizer)
-            # If there is no room for an answer, the first turns are forgotten.
-            while len(said) > 2 and len(prompt) >= model.config.block_size // 2:
-                said = said[2:]
-                prompt = opening(instruction + said, tokenizer)
+            prompt, said = opening_that_fits(instruction, said, tokenizer, model.config.block_size)
         except ValueError as error:  # an unknown character, or what the model's template refuses
             print(error, file=sys.stderr)
             said.pop()
@@ -473,6 +479,18 @@ def converse(model, tokenizer, config, out):
         stream = TextStream(tokenizer, config.stop, ends)
         answer = write_answer(context, stream, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
+
+
+def opening_that_fits(instruction, said, tokenizer, block_size):
+    """(the tokens up to the next answer, what was said): without the first turns where too long.
+
+    The prompt fills less than half of the context, so that there is room for an answer.
+    """
+    prompt = opening(instruction + said, tokenizer)
+    while len(said) > 2 and len(prompt) >= block_size // 2:
+        said = said[2:]
+        prompt = opening(instruction + said, tokenizer)
+    return prompt, said
 
 
 def write_answer(context, stream, prompt, config, seed, out):
@@ -551,18 +569,18 @@ def read_text(path):
         raise SystemExit(f"start=FILE:{path} cannot be read: {error}") from None
 
 
-def load_for_sampling(config, world):
-    """(model, tokenizer, contents of its checkpoint)."""
+def load_for_sampling(config, world, n_texts=1):
+    """(model, tokenizer, contents of its checkpoint), to generate `n_texts` at once."""
     named = source_of(config)
     source, base = config.adapter or named, None
-    if config.adapter and named != SampleConfig.out_dir:
+    if config.adapter and named != GenerationConfig.out_dir:
         base = named  # typed; else the adapter knows what it was put on
     model, tokenizer, checkpoint = load_model(source, world.device, dtype=None, base=base)
     print(in_a_line(checkpoint), file=sys.stderr)
     if config.adapter and "base" not in (checkpoint.get("method") or {}):
         raise SystemExit(f"adapter={source} is a whole model: --out_dir={source} reads it")
     tokenizer = tokenizer or assumed_tokenizer(checkpoint["path"], model)
-    rows_at_once = (1 if config.chat else config.num_samples) * (1 + config.speculate)
+    rows_at_once = n_texts * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
     before = None if block is None else perplexity(model, block)
     model = for_inference(model, config, rows_at_once, world)
@@ -586,7 +604,7 @@ def begin_conversation(model, tokenizer, task, config):
     """Converse on the terminal; exits if the model cannot."""
     if model.config.n_labels:
         raise SystemExit("this model predicts labels and cannot converse: type --start")
-    if not (tokenizer.chat_template or task.get("task") == "chat"):
+    if not converses(tokenizer, task.get("task")):
         print("this model was not fine-tuned to chat: finetune.py --task=chat", file=sys.stderr)
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
@@ -614,7 +632,8 @@ def write_for(context, tokenizer, start, checkpoint, config):
 def main():
     config = load_config(SampleConfig)
     with open_world(config.device, config.dtype, to_train=False) as world:
-        model, tokenizer, checkpoint = load_for_sampling(config, world)
+        n_texts = 1 if config.chat else config.num_samples
+        model, tokenizer, checkpoint = load_for_sampling(config, world, n_texts)
         task = checkpoint.get("task") or {}
         tell_unused(config)
         if config.chat:

@@ -19,6 +19,11 @@ MARKS = "<|im_start|>", "<|im_end|>"
 GENERATION = re.compile(r"({%-?\s*)(end)?generation(\s*-?%})")  # marks what is learned: not needed
 
 
+def converses(tokenizer, task):
+    """Whether a model was taught to converse: by finetune.py's `task`, or by who published it."""
+    return task == "chat" or bool(tokenizer.chat_template)
+
+
 def rendered(messages, tokenizer, answering=False):
     """A conversation as text; `answering`: up to where the assistant's next answer begins.
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from model import IGNORED, ModelConfig, Transformer
 from support.adapters import adds, fingerprint_of, freeze_in_16_bits, put_in, settings_of
-from support.chat import MARKS, end_of_turn
+from support.chat import MARKS, converses, end_of_turn
 from support.checkpoint import load_base, model_in, source_of
 from support.examples import open_examples
 from support.labelling import is_chinese_word
@@ -209,7 +209,7 @@ def check_ending(config, base, checkpoint, tokenizer):
     # Nothing is known about the documents of other people's tokens, which have no tokenizer.
     one_text = checkpoint.get("tokenizer") and checkpoint["data"].get("train_documents", 2) < 2
     other = "full" if base.config.tie_weights else "full or last"
-    if config.task == "chat" and task != "chat" and not tokenizer.chat_template:
+    if config.task == "chat" and not converses(tokenizer, task):
         lesson = "chat"
     elif (config.task == "completion" or config.generative) and task is None and one_text:
         lesson = "end a text"

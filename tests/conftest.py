@@ -1,5 +1,6 @@
 """What the tests share: one thread, and small data and runs to work on."""
 
+import json
 import random
 import shutil
 import sys
@@ -15,6 +16,7 @@ import explain
 import finetune
 import prepare_data
 import sample
+import serve
 import train
 
 REPOSITORY = Path(__file__).parent.parent
@@ -22,6 +24,7 @@ SCRIPTS = {
     "train.py": train,
     "finetune.py": finetune,
     "sample.py": sample,
+    "serve.py": serve,
     "prepare_data.py": prepare_data,
     "convert.py": convert,
     "bench.py": bench,
@@ -33,6 +36,7 @@ TINY = (  # a model that takes milliseconds a step
     "--gradient_accumulation_steps=2 --max_iters=20 --warmup_iters=2 --learning_rate=1e-2 "
     "--eval_interval=10 --eval_iters=3 --sample_tokens=8 --device=cpu --dtype=float32"
 ).split()
+LLAMA_KNOBS = "--norm=rmsnorm --position=rope --mlp=swiglu --n_kv_head=1 --tie_weights=False"
 
 
 def pytest_configure(config):
@@ -78,3 +82,28 @@ def train_tiny(run):
     empty = Path("defaults.py")
     empty.write_text("dataset = 'tiny'\nout_dir = 'out/tiny'\n", encoding="utf-8")
     return lambda *options: run("train.py", str(empty), *TINY, *options)
+
+
+@pytest.fixture
+def trained(run):
+    """A function that trains a small model on bytes in pairs: its run is out/tiny."""
+
+    def train(*knobs, tokenizer="bpe"):
+        lines = [json.dumps({"text": line}) for line in tiny_text().splitlines()]
+        Path("lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        options = ["--vocab_size=300"] if tokenizer == "bpe" else []
+        run("prepare_data.py", "lines.jsonl", f"--tokenizer={tokenizer}", *options)
+        Path("defaults.py").write_text("dataset = 'lines'\nout_dir = 'out/tiny'\n")
+        run("train.py", "defaults.py", *TINY, "--n_embd=32", "--block_size=64", *knobs)
+
+    return train
+
+
+@pytest.fixture
+def quiet_transformers(monkeypatch):
+    """Without transformers' progress bars, reports and connections."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

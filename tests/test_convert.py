@@ -33,9 +33,10 @@ from support.tokenizer_files import (
     read_tokenizer,
     tokenizer_files,
 )
-from tests.conftest import TINY, tiny_text
+from tests.conftest import LLAMA_KNOBS, TINY, tiny_text
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 V = 101
 TEXTS = [
     "The cat can't see 12345 dogs!\n\n\n  Indented,\tand   blank.  ",
@@ -85,14 +86,6 @@ def reference(name, **changes):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """Without transformers' progress bars and reports."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(params=MODELS)
@@ -369,24 +362,8 @@ def test_gpt2s_older_pair_of_files_is_read(tmp_path):
 
 # ------------------------------------------------------------------------- our models, over there
 
-LLAMA_KNOBS = "--norm=rmsnorm --position=rope --mlp=swiglu --n_kv_head=1 --tie_weights=False"
 QWEN2_KNOBS, QWEN3_KNOBS = LLAMA_KNOBS + " --qkv_bias=True", LLAMA_KNOBS + " --qk_norm=True"
 FAMILIES = ["", LLAMA_KNOBS, QWEN2_KNOBS, QWEN3_KNOBS]
-
-
-@pytest.fixture
-def trained(run):
-    """A function that trains a small model on bytes in pairs: its run is out/tiny."""
-
-    def train(*knobs, tokenizer="bpe"):
-        lines = [json.dumps({"text": line}) for line in tiny_text().splitlines()]
-        Path("lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        options = ["--vocab_size=300"] if tokenizer == "bpe" else []
-        run("prepare_data.py", "lines.jsonl", f"--tokenizer={tokenizer}", *options)
-        Path("defaults.py").write_text("dataset = 'lines'\nout_dir = 'out/tiny'\n")
-        run("train.py", "defaults.py", *TINY, "--n_embd=32", "--block_size=64", *knobs)
-
-    return train
 
 
 @pytest.mark.parametrize("knobs", FAMILIES)

@@ -22,6 +22,7 @@ from finetune import FinetuneConfig
 from model import ModelConfig, Transformer
 from prepare_data import PrepareConfig
 from sample import SampleConfig
+from serve import ServeConfig, ThreadingHTTPServer
 from support import corpora
 from support.config import load_config
 from support.huggingface import write_model
@@ -34,6 +35,7 @@ CONFIGS = {
     "train.py": TrainConfig,
     "finetune.py": FinetuneConfig,
     "sample.py": SampleConfig,
+    "serve.py": ServeConfig,
     "prepare_data.py": PrepareConfig,
     "convert.py": ConvertConfig,
     "bench.py": BenchConfig,
@@ -48,6 +50,7 @@ SHORTER = {
     "finetune.py": "--block_size=64 --batch_size=2 --gradient_accumulation_steps=1 --max_iters=2 "
     "--eval_iters=1 --eval_interval=2 --device=cpu",
     "sample.py": "--max_new_tokens=5 --device=cpu",
+    "serve.py": "--port=0 --device=cpu",
     "prepare_data.py": "",
     "convert.py": "",
     "compare.py": "",
@@ -107,6 +110,11 @@ def small_files_of_examples():
         Path(f"conll2003/eng.{split}").write_text(words, encoding="utf-8")
 
 
+def ended_at_once(server):
+    """In place of a server's loop: Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def user(tmp_path, monkeypatch):
     """A function that types a command, in a folder like a fresh clone with the user's own texts."""
@@ -124,6 +132,7 @@ def user(tmp_path, monkeypatch):
     paths = SimpleNamespace(get_paths=lambda: {"stdlib": str(library)})
     monkeypatch.setattr(corpora, "sysconfig", paths)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", ended_at_once)
     call(monkeypatch, "prepare_data.py", "shakespeare.txt", "--dataset=shakespeare_char")
 
     def type_in(script, *options):
@@ -160,7 +169,7 @@ def test_the_commands_that_are_not_run_here_are_understood(readme, monkeypatch):
         if words[0] == "torchrun":
             words = ["python", *words[next(i for i, w in enumerate(words) if w == "train.py") :]]
         if is_script(words) and "--help" not in words:
-            takes_files = words[1] in ("train.py", "finetune.py", "sample.py")
+            takes_files = words[1] in ("train.py", "finetune.py", "sample.py", "serve.py")
             load_config(CONFIGS[words[1]], words[2:], takes_files=takes_files)
         for name in words:
             if name.startswith("requirements"):
@@ -191,7 +200,7 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
     for path in re.findall(r"\]\(([^)]*)\)", text):
         assert (REPOSITORY / path).exists(), path
     told = re.findall(r"\]\((\w+\.py)\) \| (\d+) \|", text)
-    assert len(told) == 9
+    assert len(told) == 10
     for path, lines in told:
         length = len((REPOSITORY / path).read_text(encoding="utf-8").splitlines())
         assert int(lines) == pytest.approx(length, rel=0.03), path
@@ -200,7 +209,7 @@ def test_every_file_that_a_readme_points_to_exists_and_is_about_as_long_as_it_sa
 def test_every_file_of_support_is_listed_there():
     listed = re.findall(r"\]\(([^)]*)\)", (REPOSITORY / "support/README.md").read_text("utf-8"))
     there = {path.name for path in (REPOSITORY / "support").glob("[!_]*.py")}
-    assert set(listed) == there | {"stories"}
+    assert set(listed) == there | {"stories", "page.html"}
     assert len(listed) == len(set(listed))
 
 

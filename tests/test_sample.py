@@ -33,7 +33,7 @@ from support.processes import open_world
 from support.quantize import HalfLinear, Int8Linear, replace_linears
 from support.recording import CudaGraph, Trace
 from support.tokenizer import byte_tokenizer, char_tokenizer
-from tests.conftest import REPOSITORY, TINY
+from tests.conftest import REPOSITORY, TINY, call
 
 GREEDY = partial(next_token_distribution, temperature=0)
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 1.5]])
@@ -702,9 +702,9 @@ def test_a_conversation_is_one_text_at_a_time_for_its_weights(trained, monkeypat
     monkeypatch.setattr(
         sample, "for_inference", lambda model, _, rows, __: asked.append(rows) or model
     )
-    with open_world("cpu") as world:
-        for chat in (True, False):
-            sample.load_for_sampling(SampleConfig(out_dir="out/tiny", chat=chat), world)
+    monkeypatch.setattr(sample, "begin_conversation", lambda *_: None)
+    for options in (["--chat"], []):
+        call(monkeypatch, "sample.py", "--out_dir=out/tiny", "--max_new_tokens=2", *options)
     assert asked == [1, 3]
 
 
