@@ -16,9 +16,12 @@ import torch
 import tyro
 from safetensors import SafetensorError
 
+from model import ModelConfig
+from support.chat import final_token
 from support.checkpoint import (
     BEST,
     LAST,
+    PEFT_CONFIG,
     find_checkpoint,
     huggingface_folder,
     in_a_line,
@@ -33,6 +36,7 @@ from support.files import must_be_new, new_folder, read_json, until_nobody_reads
 from support.gguf_file import write_gguf
 from support.huggingface import write_model
 from support.nanogpt import to_nanogpt
+from support.peft_folder import adapter_tensors, write_adapter
 from support.tensor_files import TensorFiles
 from support.tokenizer import GPT2_VOCAB_SIZES, tokenizer_from_dict
 from support.tokenizer_files import (
@@ -40,7 +44,9 @@ from support.tokenizer_files import (
     chat_template_of,
     read_tokenizer,
     token_before,
+    tokenizer_files,
 )
+from support.weights import averaged
 from train import Progress, TrainConfig
 
 COLUMNS = 80
@@ -67,12 +73,13 @@ class ConvertConfig:
 
     - PATH: a run or checkpoint, nanoGPT's, a Hugging Face folder or name, .safetensors, .bin
     - hf: a folder for transformers, vLLM and llama.cpp's converter
+    - peft: the same for a LoRA alone, to be loaded beside its base
     - gguf: a file for llama.cpp, Ollama and LM Studio
     - nanogpt, shiftgpt: a folder with a ckpt.pt, to sample from or resume
     """
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]  # the model
-    to: Literal["hf", "gguf", "nanogpt", "shiftgpt"] | None = None  # the format to write
+    to: Literal["hf", "peft", "gguf", "nanogpt", "shiftgpt"] | None = None  # the format to write
     out: str | None = None  # the folder or file to write, which must not exist yet
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"  # of the weights
 
@@ -95,7 +102,7 @@ def describe(source):
     path = Path(source)
     folder = huggingface_folder(source)
     if folder:
-        facts, tensors = huggingface_facts(folder), TensorFiles(folder)
+        facts, tensors = huggingface_facts(folder)
     elif path.suffix in (".safetensors", ".bin") and path.is_file():
         facts, tensors = {"what": f"{path}: tensors, without a config"}, TensorFiles(path)
     else:
@@ -115,19 +122,26 @@ def describe(source):
 
 
 def huggingface_facts(folder):
-    """What a Hugging Face folder says about itself."""
-    content = read_json(folder / "config.json")
+    """What a Hugging Face or peft folder says about itself; its tensors."""
+    if (folder / PEFT_CONFIG).is_file():
+        content, tensors = read_json(folder / PEFT_CONFIG), adapter_tensors(folder)
+        targets = content.get("target_modules")
+        what = f"a {content.get('peft_type')} of peft, of {targets}"
+    else:
+        content, tensors = read_json(folder / "config.json"), TensorFiles(folder)
+        what = f"a {content.get('model_type')} in Hugging Face's format"
     try:
         tokenizer = tokenizer_in_words(read_tokenizer(folder))
     except ValueError as error:
         tokenizer = f"not read: {error}"
-    return {
-        "what": f"{folder}: a {content.get('model_type')} in Hugging Face's format",
+    facts = {
+        "what": f"{folder}: {what}",
         "config": ", ".join(
             f"{key}={value}" for key, value in content.items() if not isinstance(value, list)
         ),
         "tokenizer": tokenizer,
     }
+    return facts, tensors
 
 
 def checkpoint_facts(path):
@@ -171,9 +185,14 @@ def load_plain(source):
             tokenizer = assumed_tokenizer(source, model)
         except SystemExit as error:  # there is no connection
             print(error)
+    return model, with_template(tokenizer, checkpoint), checkpoint
+
+
+def with_template(tokenizer, checkpoint):
+    """The tokenizer, with the chat template that the model was trained with."""
     if tokenizer and (checkpoint.get("task") or {}).get("task") == "chat":
-        tokenizer.chat_template = chat_template_of(tokenizer)  # the one it was trained with
-    return model, tokenizer, checkpoint
+        tokenizer.chat_template = chat_template_of(tokenizer)
+    return tokenizer
 
 
 def to_huggingface(config):
@@ -191,6 +210,27 @@ def to_huggingface(config):
         print(f"{config.out} is written, without a tokenizer")
     else:
         print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer)}")
+
+
+def to_peft(config):
+    """Write a LoRA as a folder of the package peft, to be loaded beside its base model."""
+    path = find_checkpoint(config.path)
+    checkpoint = read_checkpoint(path, to_look_at=True)
+    method, shape = checkpoint.get("method") or {}, ModelConfig(**checkpoint["model_config"])
+    if method.get("method") != "lora":
+        raise SystemExit(f"{path} is not a LoRA: --to=hf writes a whole model")
+    if shape.n_labels:
+        raise SystemExit(f"{path} predicts labels instead of tokens and cannot be converted")
+    tokenizer = with_template(tokenizer_from_dict(checkpoint["tokenizer"]), checkpoint)
+    bos, eos = bos_of(tokenizer, checkpoint), final_token(tokenizer)
+    files = tokenizer_files(tokenizer, shape.block_size, bos, eos)
+    base = base_there = method["base"]
+    if Path(base).exists() and not huggingface_folder(base):  # a run
+        base_there = f"{Path(base).with_suffix('')}_hf"
+    write_adapter(config.out, shape, method, averaged(checkpoint), base_there, files)
+    if base_there != base:
+        print(f"its base is written by: python convert.py {base} --to=hf --out={base_there}")
+    print(f"{config.out} is written; to use it (pip install peft):\n\n{use(config.out, tokenizer)}")
 
 
 def to_gguf(config):
@@ -307,6 +347,7 @@ def card(model, tokenizer, checkpoint, name):
 
 FORMATS = {
     "hf": to_huggingface,
+    "peft": to_peft,
     "gguf": to_gguf,
     "nanogpt": to_nanogpt_folder,
     "shiftgpt": to_shiftgpt,

@@ -35,6 +35,7 @@ from support.weights import assembled, averaged, fitted
 
 FORMAT = 1
 LAST, BEST = "ckpt.pt", "best.pt"
+PEFT_CONFIG = "adapter_config.json"
 # The files that a run leaves in its out_dir.
 MERGED = "merged.pt"
 RESULTS = ("test.json", "predictions.jsonl", "confusion.png")
@@ -60,11 +61,6 @@ def find_checkpoint(source, names=(BEST, LAST)):
     found = [source / name for name in names if (source / name).is_file()]
     if found:
         return found[0]
-    if (source / "adapter_config.json").is_file():
-        raise SystemExit(
-            f"{source} holds an adapter of the package peft: merge it into its base there, with "
-            "merge_and_unload(), and save that model"
-        )
     if source.is_dir():
         earlier = max(source.glob("previous-*"), key=lambda p: p.stat().st_mtime, default=None)
         hint = f"; an earlier one is in {earlier}" if earlier else ""
@@ -129,17 +125,14 @@ def read_checkpoint(path, to_look_at=False):
 def load_model(source, device="cpu", dtype=torch.float32, base=None):
     """(model, tokenizer, checkpoint) of a run's folder or a checkpoint, with the averaged weights.
 
-    nanoGPT's checkpoints are read too, as is a Hugging Face folder or a model on the hub: there
-    the checkpoint has little more than its `origin`, and the weights have `dtype` (None: as they
-    are stored). The tokenizer is None for a run on data without one. `base` may name the model
-    that an adapter is applied to.
+    nanoGPT's checkpoints are read too, as is a Hugging Face folder, one of the package peft, or
+    either on the hub: there the checkpoint has little more than its `origin`, and the weights have
+    `dtype` (None: as they are stored). The tokenizer is None for a run on data without one. `base`
+    may name the model that an adapter is applied to.
     """
     folder = huggingface_folder(source)
     if folder:
-        from support.huggingface import read_model
-
-        model, tokenizer = read_model(folder, dtype)
-        checkpoint = {"origin": "Hugging Face", "path": folder, "data": {}, "train_config": {}}
+        model, tokenizer, checkpoint = load_published(folder, dtype, base)
         return model.to(device), tokenizer, checkpoint
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path, to_look_at=True) | {"path": path}
@@ -149,6 +142,25 @@ def load_model(source, device="cpu", dtype=torch.float32, base=None):
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SystemExit(f"{path} is incomplete, or of another version: {error!r:.200}") from None
     return model.to(device).eval(), tokenizer, checkpoint
+
+
+def load_published(folder, dtype, base):
+    """`load_model` of a Hugging Face folder; of peft's, its LoRA merged into its base."""
+    from support.huggingface import read_model
+    from support.peft_folder import base_of, merge_adapter
+
+    checkpoint = {"origin": "Hugging Face", "path": folder, "data": {}, "train_config": {}}
+    if not (folder / PEFT_CONFIG).is_file():
+        return *read_model(folder, dtype), checkpoint
+    base = base or base_of(folder)
+    try:
+        model, tokenizer, checkpoint_of_base = load_base(base, dtype)
+    except SystemExit as error:
+        raise SystemExit(without_base("LoRA", base, error)) from None
+    own_tokenizer = merge_adapter(folder, model)
+    checkpoint |= {"origin": f"peft, a LoRA on {base}", "data": checkpoint_of_base["data"]}
+    checkpoint["method"] = {"method": "lora", "base": base}
+    return model, own_tokenizer or tokenizer, checkpoint
 
 
 def model_in(checkpoint, base=None, dtype=torch.float32):
@@ -169,10 +181,7 @@ def model_in(checkpoint, base=None, dtype=torch.float32):
     try:
         plain, _, _ = load_model(source, dtype=dtype)
     except SystemExit as error:
-        raise SystemExit(
-            f"this {settings['method']} needs its base {source}: {error}. Put it back there, or "
-            "say where it is now: python sample.py --init_from=BASE --adapter=PATH"
-        ) from None
+        raise SystemExit(without_base(settings["method"], source, error)) from None
     if fingerprint_of(plain.state_dict()) != settings["base_fingerprint"]:
         raise SystemExit(
             f"this {settings['method']} was trained on other weights than {source} has now; "
@@ -185,6 +194,14 @@ def model_in(checkpoint, base=None, dtype=torch.float32):
     if surplus or trained & set(missing):
         raise ValueError(f"its weights do not fit: {[*surplus, *missing][:3]}")
     return model
+
+
+def without_base(method, base, error):
+    """The message for an adapter whose base cannot be read."""
+    return (
+        f"this {method} needs its base {base}: {error}. Put it back there, or say where it is now: "
+        "python sample.py --init_from=BASE --adapter=PATH"
+    )
 
 
 def refuse_added(model, path):
@@ -223,9 +240,9 @@ def merged_checkpoint(path):
 
 
 def huggingface_folder(source):
-    """The Hugging Face folder `source`, or a copy of the hub's model `source`; None if neither."""
+    """A folder of Hugging Face's or peft's: `source`, or a copy of the hub's; None if neither."""
     path = Path(source)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / PEFT_CONFIG).is_file():
         return path
     if not may_be_on_the_hub(source):
         return None

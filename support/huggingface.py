@@ -345,9 +345,7 @@ def save_shards(folder, tensors):
     shards, part, size, total = [], {}, 0, 0
 
     def write_part():
-        file = folder / part_name(len(shards) + 1)
-        save_file(part, file, metadata={"format": "pt"})
-        file.chmod(0o644)  # safetensors makes it readable by the owner only
+        save_weights(folder / part_name(len(shards) + 1), part)
         shards.append(list(part))
 
     for name, tensor in tensors:
@@ -366,6 +364,12 @@ def save_shards(folder, tensors):
         (folder / part_name(i)).rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     save_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def save_weights(path, tensors):
+    """Write {name: tensor} as a file of safetensors."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it readable by the owner only
 
 
 def part_name(i, of=0):

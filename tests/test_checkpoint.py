@@ -74,12 +74,6 @@ def test_on_windows_a_file_that_another_program_has_open_is_waited_for(tmp_path,
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_adapter_of_peft_is_recognised(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"adapter of the package peft.*merge_and_unload"):
-        find_checkpoint(tmp_path)
-
-
 def test_a_run_is_set_aside_whole_or_not_at_all(tmp_path, monkeypatch):
     for name in ("ckpt.pt", "best.pt", "log.jsonl"):
         (tmp_path / name).write_text(name)
