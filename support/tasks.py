@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from model import IGNORED
 from sample import generate, next_token_distribution
@@ -42,6 +43,7 @@ from support.metrics import (
 from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
+SHOWN_AFTER = 5  # seconds: what takes longer has a progress bar
 SHORTEST_PROMPT = 16  # tokens of a prompt that a long answer leaves in a context of at least 32
 
 
@@ -420,10 +422,14 @@ def batch_of(examples, pack=False, hide_padding=False):
 
 
 def by_length(rows):
-    """Yield the indices of the rows in batches, shortest rows first."""
+    """Yield the indices of the rows in batches, shortest rows first; show how far it is."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for first in range(0, len(order), ANSWERED_AT_ONCE):
-        yield order[first : first + ANSWERED_AT_ONCE]
+    bar = tqdm(total=len(rows), desc="answering", disable=None, leave=False, delay=SHOWN_AFTER)
+    with bar:
+        for first in range(0, len(order), ANSWERED_AT_ONCE):
+            chosen = order[first : first + ANSWERED_AT_ONCE]
+            yield chosen
+            bar.update(len(chosen))
 
 
 def likeliest(model, rows):
