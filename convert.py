@@ -214,6 +214,9 @@ def to_huggingface(config):
 
 def to_peft(config):
     """Write a LoRA as a folder of the package peft, to be loaded beside its base model."""
+    folder = huggingface_folder(config.path)
+    if folder:
+        raise SystemExit(f"{folder} is not a LoRA that finetune.py trained")
     path = find_checkpoint(config.path)
     checkpoint = read_checkpoint(path, to_look_at=True)
     method, shape = checkpoint.get("method") or {}, ModelConfig(**checkpoint["model_config"])
@@ -224,12 +227,12 @@ def to_peft(config):
     tokenizer = with_template(tokenizer_from_dict(checkpoint["tokenizer"]), checkpoint)
     bos, eos = bos_of(tokenizer, checkpoint), final_token(tokenizer)
     files = tokenizer_files(tokenizer, shape.block_size, bos, eos)
-    base = base_there = method["base"]
-    if Path(base).exists() and not huggingface_folder(base):  # a run
-        base_there = f"{Path(base).with_suffix('')}_hf"
-    write_adapter(config.out, shape, method, averaged(checkpoint), base_there, files)
-    if base_there != base:
-        print(f"its base is written by: python convert.py {base} --to=hf --out={base_there}")
+    base = in_their_format = method["base"]
+    if Path(base).exists() and not (Path(base) / "config.json").is_file():  # a run
+        in_their_format = f"{base.removesuffix('.pt')}_hf"
+    write_adapter(config.out, shape, method, averaged(checkpoint), in_their_format, files)
+    if in_their_format != base:
+        print(f"its base is written by: python convert.py {base} --to=hf --out={in_their_format}")
     print(f"{config.out} is written; to use it (pip install peft):\n\n{use(config.out, tokenizer)}")
 
 

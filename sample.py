@@ -6,6 +6,7 @@ The text goes to standard output as it is generated; everything else to standard
 import codecs
 import sys
 import time
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ class GenerationConfig:
 
     out_dir: str = "out/stories"  # the run to sample from
     init_from: str = "resume"  # resume: the best checkpoint of out_dir; or the PATH of another
-    adapter: str | None = None  # apply what finetune.py added to the model: the PATH of its run
+    adapter: str | None = None  # apply what finetune.py or peft added to a model: the PATH of it
     system: str = ""  # the system prompt of a conversation
     max_new_tokens: int = 500  # limit for each text
     temperature: float = 0.8  # below 1 more predictable, above 1 more random; 0: greedy
@@ -486,11 +487,16 @@ def opening_that_fits(instruction, said, tokenizer, block_size):
 
     The prompt fills less than half of the context, so that there is room for an answer.
     """
-    prompt = opening(instruction + said, tokenizer)
-    while len(said) > 2 and len(prompt) >= block_size // 2:
-        said = said[2:]
-        prompt = opening(instruction + said, tokenizer)
-    return prompt, said
+
+    def prompt_without(turns):
+        return opening(instruction + said[2 * turns :], tokenizer)
+
+    def fits(turns):
+        return len(prompt_without(turns)) < block_size // 2
+
+    most = (len(said) - 1) // 2  # turns; the last message stays
+    forgotten = 0 if fits(0) else bisect_left(range(most), True, key=fits)
+    return prompt_without(forgotten), said[2 * forgotten :]
 
 
 def write_answer(context, stream, prompt, config, seed, out):

@@ -85,7 +85,7 @@ def mistakes_told(folder):
         raise SystemExit(f"{folder} cannot be read: its config.json lacks {error}") from None
     except (TypeError, AttributeError) as error:
         raise SystemExit(f"{folder} cannot be read: a value of the wrong kind ({error})") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError, re.error) as error:
         raise SystemExit(f"{folder} cannot be read: {error}") from None
 
 
@@ -125,7 +125,7 @@ def with_first_word(names, modules):
     first = modules["blocks"].split(".")[0] + "."
     if any(name.startswith(first) for name in names):
         return {name: name for name in names}
-    return {name if name == "lm_head.weight" else first + name: name for name in names}
+    return {name if name.startswith("lm_head.") else first + name: name for name in names}
 
 
 # ---------------------------------------------------------------------------- their config, ours

@@ -15,6 +15,7 @@ queries, keys and values, one LoRA of three times the rank is equal to three:
 
 import math
 import re
+from pathlib import Path
 
 import torch
 
@@ -35,6 +36,7 @@ from support.tokenizer_files import read_tokenizer
 from support.weights import GPT2, PARTS, parameter_shapes, place_of, take
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
+EMBEDDINGS = "embed_tokens.weight", "wte.weight", "lm_head.weight"
 WRAPPED = "base_model.model."  # what peft puts before the names in the base
 # The settings that change what an adapter means, and their values that are supported here.
 SUPPORTED = {
@@ -57,7 +59,7 @@ def base_of(folder):
     """The name or path of the model that an adapter was trained on."""
     with mistakes_told(folder):
         base = read_json(folder / PEFT_CONFIG).get("base_model_name_or_path")
-        if not base:
+        if not base or not isinstance(base, str) or Path(base).resolve() == folder.resolve():
             raise Unfit(
                 f"its {PEFT_CONFIG} does not name its base model; type it: "
                 f"python sample.py --init_from=BASE --adapter={folder}"
@@ -85,23 +87,22 @@ def merge_adapter(folder, model):
         expect(settings, **SUPPORTED)
         _, modules = their_config(model.config)
         places = places_of(parameter_shapes(model.config), modules)
-        stored = {name.removeprefix(WRAPPED): name for name in tensors}
+        stored = {in_the_base(name): name for name in tensors}
         stored = {full: stored[name] for full, name in with_first_word(stored, modules).items()}
-        check_names(stored, {place.name for place in places.values()})
+        check_names(stored, {place.name for place in places.values()}, model.config)
         weights = model.state_dict()
         for name, place in places.items():
-            module = place.name.removesuffix(".weight")
+            weight, module = weights[name], place.name.removesuffix(".weight")
+            if place.name in stored:  # trained as a whole (modules_to_save)
+                whole = take(tensors[stored[place.name]], place)
+                check_shape(place.name, tuple(whole.shape), weight)
+                weight.copy_(whole)
             if f"{module}.lora_A.weight" in stored:
                 down, up = (tensors[stored[f"{module}.lora_{x}.weight"]].float() for x in "AB")
+                scale = scale_of(module, down, up, settings)
                 up = up if place.part is None else up.chunk(len(PARTS))[place.part]
-                check_shape(module, (len(up), down.size(1)), weights[name])
-                check_shape(module, (up.size(1),), down[:, 0])
-                update = scale_of(module, len(down), settings) * up @ down
-                weights[name].copy_(weights[name].float() + update)
-            elif place.name in stored:  # trained as a whole (modules_to_save)
-                whole = take(tensors[stored[place.name]], place)
-                check_shape(place.name, tuple(whole.shape), weights[name])
-                weights[name].copy_(whole)
+                check_shape(module, (len(up), down.size(1)), weight)
+                weight.copy_(weight.float() + scale * up @ down)
         tokenizer = read_tokenizer(folder)
         if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
             rows = model.config.vocab_size
@@ -109,12 +110,24 @@ def merge_adapter(folder, model):
         return tokenizer
 
 
-def check_names(names, known):
+def in_the_base(name):
+    """The name of what a tensor of an adapter changes, or is: without peft's own words."""
+    return name.removeprefix(WRAPPED).replace(".base_layer.", ".")
+
+
+def check_names(names, known, config):
     """Raise Unfit unless each tensor belongs to one of the base's, and each LoRA is complete."""
+    if not names:
+        raise Unfit("it has no tensors")
     for name in names:
         module, lora, kind = name.partition(".lora_")
-        other = {"A.weight": "B.weight", "B.weight": "A.weight"}.get(kind)
         changed = f"{module}.weight" if lora else name
+        other = {"A.weight": "B.weight", "B.weight": "A.weight"}.get(kind)
+        if config.tie_weights and not lora and changed.endswith(EMBEDDINGS):
+            raise Unfit(
+                f"it has {name}, and its base has one matrix for the embedding and the head: merge "
+                "it there, with merge_and_unload(), and save that model"
+            )
         if changed not in known or (lora and not other):
             raise Unfit(f"it has {name}, and its base has nothing that this changes")
         if lora and f"{module}.lora_{other}" not in names:
@@ -127,13 +140,18 @@ def check_shape(name, shape, tensor):
         raise Unfit(f"{name}: it has the shape {shape}, and its base {tuple(tensor.shape)}")
 
 
-def scale_of(module, rank, settings):
+def scale_of(module, down, up, settings):
     """What the product of a module's two matrices is multiplied by."""
-    alpha = settings.get("lora_alpha", 8)
-    for pattern, special in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = special
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if down.dim() != 2 or up.dim() != 2 or not len(down) or len(down) != up.size(1):
+        shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+        raise Unfit(f"{module}: its matrices have the shapes {shapes}, which do not fit")
+    alphas = [
+        alpha
+        for pattern, alpha in (settings.get("alpha_pattern") or {}).items()
+        if re.fullmatch(rf"(.*\.)?({pattern})", module)
+    ]
+    alpha = (alphas or [settings.get("lora_alpha", 8)])[0]
+    return alpha / (math.sqrt(len(down)) if settings.get("use_rslora") else len(down))
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -184,8 +202,8 @@ def joined(parts, rank):
     size = len(up)  # the rows of a part
     all_rows = size if parts[0][0].part is None else size * len(PARTS)
     lora_a, lora_b = down.new_zeros(rank, down.size(1)), up.new_zeros(all_rows, rank)
-    for i, (place, down, up) in enumerate(parts):
-        own = slice(i * len(down), (i + 1) * len(down))
+    for i, (place, own_down, own_up) in enumerate(parts):
+        own = slice(i * len(own_down), (i + 1) * len(own_down))
         first_row = size * (place.part or 0)
-        lora_a[own], lora_b[first_row : first_row + size, own] = down, up
+        lora_a[own], lora_b[first_row : first_row + size, own] = own_down, own_up
     return lora_a, lora_b

@@ -15,12 +15,12 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 pytestmark = [
     pytest.mark.usefixtures("quiet_transformers"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # peft's, about transformers
+    pytest.mark.filterwarnings("ignore"),  # peft's
 ]
 GPT2_NAMES, LLAMA_NAMES = ["c_attn", "c_proj", "c_fc"], ["q_proj", "v_proj", "o_proj", "down_proj"]
 PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
 WHOLE = "base_model.model.lm_head"
-ONES = torch.ones(100, 100)
+ONES, TALL = torch.ones(100, 100), torch.ones(100, 4)
 ADAPTERS = {  # (the base, settings of peft's LoraConfig)
     "gpt2": ("gpt2", {"target_modules": GPT2_NAMES, "fan_in_fan_out": True}),
     "llama": ("llama", {"target_modules": LLAMA_NAMES}),
@@ -32,7 +32,7 @@ ADAPTERS = {  # (the base, settings of peft's LoraConfig)
         {
             "target_modules": LLAMA_NAMES,
             "rank_pattern": {"v_proj": 3},
-            "alpha_pattern": {"layers.1.self_attn.q_proj": 40, "down_proj": 1},
+            "alpha_pattern": {"layers.1.self_attn.q_proj": 40, "q_proj": 5, "down_proj": 1},
         },
     ),
     "with whole weights": (
@@ -82,6 +82,22 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(name, tmp_path):
     assert str(tmp_path / "base") in checkpoint["origin"]
 
 
+def test_a_head_with_a_lora_and_its_own_weight_is_read(tmp_path):
+    settings = {"target_modules": ["q_proj", "lm_head"]}
+    theirs, folder = adapted("llama", tmp_path, **settings)
+    theirs.save_pretrained(folder, save_embedding_layers=True)
+    assert any("base_layer" in name for name in load_file(folder / "adapter_model.safetensors"))
+    assert_same(load_model(folder)[0], theirs)
+
+
+@pytest.mark.parametrize("base", ["gpt2", "llama with tied weights"])
+def test_a_tied_matrix_that_was_trained_on_one_side_alone_is_refused(base, tmp_path):
+    names = {"gpt2": ("c_attn", "wte")}.get(base, ("q_proj", "embed_tokens"))
+    _, folder = adapted(base, tmp_path, target_modules=names[:1], modules_to_save=names[1:])
+    with pytest.raises(SystemExit, match=r"one matrix for the embedding and the head.*merge"):
+        load_model(folder)
+
+
 def test_an_adapter_in_an_older_file_is_read(tmp_path):
     theirs, folder = adapted(*ADAPTERS["llama"][:1], tmp_path, **ADAPTERS["llama"][1])
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
@@ -106,6 +122,8 @@ def test_a_base_that_has_moved_is_named(tmp_path):
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"bias": "all"}, "bias='all'"),
         ({"base_model_name_or_path": None}, "does not name its base.*--init_from=BASE"),
+        ({"base_model_name_or_path": 3}, "does not name its base"),
+        ({"alpha_pattern": {"(": 3}}, "cannot be read"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(settings, named, tmp_path):
@@ -119,9 +137,14 @@ def test_what_is_not_supported_is_refused_by_name(settings, named, tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (lambda tensors: tensors.clear(), "no tensors"),
         (lambda tensors: tensors.popitem(), "but no "),
-        (lambda tensors: tensors.update({f"{PREFIX}.lora_A.weight": ONES}), "48.*100"),
-        (lambda tensors: tensors.update({f"{PREFIX}.lora_B.weight": ONES}), "it has the shape"),
+        (lambda tensors: tensors.update({f"{PREFIX}.lora_A.weight": ONES}), r"100\) and \(48"),
+        (lambda tensors: tensors.update({f"{PREFIX}.lora_B.weight": ONES[0]}), r"and \(100,\)"),
+        (
+            lambda tensors: tensors.update({f"{PREFIX}.lora_B.weight": torch.ones(100, 4)}),
+            "its base",
+        ),
         (lambda tensors: tensors.update({f"{PREFIX}.lora_magnitude_vector": ONES}), "magnitude"),
         (lambda tensors: tensors.update({"base_model.model.score.weight": ONES}), "score.weight"),
         (lambda tensors: tensors.update({f"{WHOLE}.weight": ONES}), r"\(100, 100\)"),
@@ -195,10 +218,28 @@ def test_a_base_trained_here_is_converted_by_the_command_that_is_told(trained, r
     assert_same(load_model("out/lora")[0], theirs)
 
 
+def test_a_lora_on_a_lora_of_peft_names_a_base_that_is_written(trained, run, capsys):
+    trained(*LLAMA_KNOBS.split())
+    run("convert.py", "out/tiny", "--to=hf", "--out=base.v1")
+    taught(run, "base.v1")
+    run("convert.py", "out/lora", "--to=peft", "--out=first.v2")
+    taught(run, "first.v2", "--out_dir=out/second")
+    run("convert.py", "out/second", "--to=peft", "--out=second")
+    told = capsys.readouterr().out
+    command = next(line for line in told.splitlines() if "--to=hf" in line).split("convert.py ")[1]
+    assert command == "first.v2 --to=hf --out=first.v2_hf"
+    run("convert.py", *command.split())
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("second")
+    assert_same(load_model("out/second")[0], theirs)
+
+
 def test_only_a_lora_that_predicts_tokens_is_written(trained, run):
     trained()
     with pytest.raises(SystemExit, match="not a LoRA: --to=hf"):
         run("convert.py", "out/tiny", "--to=peft", "--out=there")
+    run("convert.py", "out/tiny", "--to=hf", "--out=base")
+    with pytest.raises(SystemExit, match=r"not a LoRA that finetune\.py trained"):
+        run("convert.py", "base", "--to=peft", "--out=there")
     lines = [{"text": f"the {i}", "label": "ab"[i % 2]} for i in range(40)]
     Path("labels.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     options = ["--method=lora", "--task=classification", "--dataset=labels.jsonl"]

@@ -22,8 +22,9 @@ from finetune import FinetuneConfig
 from model import ModelConfig, Transformer
 from prepare_data import PrepareConfig
 from sample import SampleConfig
-from serve import ServeConfig, ThreadingHTTPServer
+from serve import ServeConfig
 from support import corpora
+from support.api_server import Server
 from support.config import load_config
 from support.huggingface import write_model
 from support.tokenizer import train_bpe
@@ -132,7 +133,7 @@ def user(tmp_path, monkeypatch):
     paths = SimpleNamespace(get_paths=lambda: {"stdlib": str(library)})
     monkeypatch.setattr(corpora, "sysconfig", paths)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", ended_at_once)
+    monkeypatch.setattr(Server, "serve_forever", ended_at_once)
     call(monkeypatch, "prepare_data.py", "shakespeare.txt", "--dataset=shakespeare_char")
 
     def type_in(script, *options):

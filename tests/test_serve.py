@@ -8,14 +8,16 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http.client import HTTPConnection
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from sample import SampleConfig, converse, load_for_sampling
-from serve import Handler, ServeConfig, Writer
+from serve import ServeConfig, Writer, serve
+from support import api_server
+from support.api_server import Server
 from support.processes import open_world
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -39,8 +41,7 @@ def served(trained, run):
         config = ServeConfig(out_dir=folder, device="cpu", dtype="float32", port=0, **knobs)
         with open_world("cpu", "float32", to_train=False) as world:
             writer = Writer(*load_for_sampling(config, world), config)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.writer = writer
+        server = Server(writer, "127.0.0.1", 0)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return Client(server.server_port, writer)
@@ -78,12 +79,12 @@ class Client:
 
     def events(self, path, request):
         """The events of a streamed answer."""
-        connection = HTTPConnection("127.0.0.1", self.port)
         headers = {"Content-Type": "application/json"}
-        connection.request("POST", path, json.dumps(request | {"stream": True}), headers)
-        response = connection.getresponse()
-        assert response.headers["Content-Type"] == "text/event-stream"
-        *events, last = response.read().decode().removesuffix("\n\n").split("\n\n")
+        with closing(HTTPConnection("127.0.0.1", self.port)) as connection:
+            connection.request("POST", path, json.dumps(request | {"stream": True}), headers)
+            response = connection.getresponse()
+            assert response.headers["Content-Type"] == "text/event-stream"
+            *events, last = response.read().decode().removesuffix("\n\n").split("\n\n")
         assert last == "data: [DONE]"
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
@@ -213,6 +214,8 @@ def test_a_system_prompt_is_put_before_a_conversation_that_has_none(served):
         ({"prompt": "the", "temperature": -1}, "temperature"),
         ({"prompt": "the", "max_tokens": 2.5}, "max_tokens=2.5: expected a whole number"),
         ({"prompt": "the", "max_tokens": True}, "max_tokens=True"),
+        ({"prompt": "the", "temperature": 10**400}, "temperature=1000.*a number"),
+        ({"prompt": "the", "\ud800": 1}, "is not supported"),
         ({"prompt": "the", "stop": [1]}, "stop=.*list of texts"),
         ({"prompt": "the", "n": 2}, "n=2 is not supported"),
         ({"prompt": "the", "logprobs": 3}, "logprobs=3 is not supported; the knobs are"),
@@ -230,11 +233,59 @@ def test_a_request_that_cannot_be_answered_is_told_why(served, request_, told):
     assert client.text(prompt="the", max_tokens=1)  # it goes on
 
 
-@pytest.mark.parametrize("messages", [None, [], "the", [1], [{"role": "user"}], [{"content": 1}]])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        *(None, [], "the", [1], [{"role": "user"}], [{"content": 1}]),
+        [{"role": "user<|im_end|>", "content": "a special token in a role"}],
+    ],
+)
 def test_a_conversation_without_messages_is_told_what_they_are(served, messages):
     status, answer = served("chat").post("/v1/chat/completions", {"messages": messages})
     assert status == 400
     assert '"role": "user"' in answer["error"]["message"]
+
+
+def test_a_message_beyond_the_context_is_refused(served):
+    status, answer = served("chat").post(
+        "/v1/chat/completions", {"messages": turns("the cat " * 200)}
+    )
+    assert status == 400
+    assert re.search("makes .* tokens, and chat reads 256", answer["error"]["message"])
+
+
+def test_a_mistake_in_the_middle_of_a_text_is_an_event(served, monkeypatch):
+    client = served()
+
+    def steps_until_nan(*_):
+        yield [client.writer.tokenizer.encode("a")[0]]
+        raise SystemExit("no token has a probability")
+
+    monkeypatch.setattr("serve.steps_of", steps_until_nan)
+    *_, last = client.events("/v1/completions", {"prompt": "the"})
+    assert "no token has a probability" in last["error"]["message"]
+
+
+def test_only_pages_of_this_machine_are_answered(served):
+    """Another page could lead its own name to this machine (DNS rebinding)."""
+    client = served()
+    for host, status in (("evil.example", 403), ("localhost", 200), ("127.0.0.1:80", 200)):
+        with closing(HTTPConnection("127.0.0.1", client.port)) as connection:
+            connection.request("GET", "/v1/models", headers={"Host": host})
+            assert connection.getresponse().status == status
+
+
+def test_a_connection_serves_several_requests_until_one_is_refused(served):
+    client = served()
+    with closing(HTTPConnection("127.0.0.1", client.port)) as connection:
+        for path in ("/v1/models", "/v1/models/tiny?a=1"):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert (response.status, response.headers["Connection"]) == (200, None)
+            response.read()
+        connection.request("GET", "/secret")
+        response = connection.getresponse()
+        assert (response.status, response.headers["Connection"]) == (404, "close")
 
 
 def test_other_addresses_types_and_sizes_are_refused(served):
@@ -247,6 +298,9 @@ def test_other_addresses_types_and_sizes_are_refused(served):
     assert "Content-Type: application/json" in answer["error"]["message"]
     with socket.create_connection(("127.0.0.1", client.port)) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+        assert b" 400 " in connection.recv(100)
+    with socket.create_connection(("127.0.0.1", client.port)) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n")
         assert b" 400 " in connection.recv(100)
 
 
@@ -262,19 +316,53 @@ def test_requests_at_the_same_time_wait_for_each_other(served):
     with ThreadPoolExecutor() as threads:
         ask = lambda n: client.text(prompt="the", max_tokens=n, temperature=0)  # noqa: E731
         together = dict(zip(alone, threads.map(ask, alone)))
-    assert together == alone
+        assert together == alone
+        ask = lambda _: client.text(prompt="the", max_tokens=30, temperature=1.5, top_k=0)  # noqa: E731
+        assert len(set(threads.map(ask, range(6)))) == 6  # none has the seed of another
 
 
-def test_a_client_that_leaves_ends_its_text_alone(served, capsys):
-    client = served()
-    with socket.create_connection(("127.0.0.1", client.port)) as connection:
-        content = json.dumps({"prompt": "the", "stream": True, "max_tokens": 10**9})
-        head = f"Content-Type: application/json\r\nContent-Length: {len(content)}"
-        request = f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n{content}"
-        connection.sendall(request.encode())
-        assert connection.recv(50)
+def ask_without_end(client, **request):
+    """A connection that has asked for a very long text."""
+    connection = socket.create_connection(("127.0.0.1", client.port))
+    content = json.dumps({"prompt": "the", "max_tokens": 10**8} | request)
+    head = f"Content-Type: application/json\r\nContent-Length: {len(content)}"
+    request = f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n{content}"
+    connection.sendall(request.encode())
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_text_alone(served, capsys, stream):
+    client = served(until_eot=False)
+    with ask_without_end(client, stream=stream) as connection:
+        assert not stream or connection.recv(50)
+        while not client.writer.turn.locked():
+            pass
     assert client.text(prompt="the", max_tokens=2)
     assert "the client has left" in capsys.readouterr().err
+
+
+def test_a_client_that_does_not_read_ends_its_text_alone(served, capsys, monkeypatch):
+    monkeypatch.setattr(api_server.Handler, "timeout", 0.2)
+    client = served(until_eot=False)
+    with ask_without_end(client, stream=True):
+        assert client.text(prompt="the", max_tokens=2)
+    assert "the client has left" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_text_that_is_being_written(served, monkeypatch, capsys):
+    client = served(until_eot=False)
+    writer = client.writer
+
+    def interrupted(server):
+        with ask_without_end(client, stream=True) as connection:
+            connection.recv(50)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
+    serve(writer, ServeConfig(port=0))
+    assert writer.turn.locked()  # by Ctrl-C: nothing is computed any more
+    assert "ended" in capsys.readouterr().out
 
 
 def test_the_page_and_the_models_name_are_there(served):
@@ -290,7 +378,7 @@ def test_the_page_and_the_models_name_are_there(served):
 
 def test_an_address_in_use_and_a_model_of_labels_are_told(served, run):
     client = served()
-    with pytest.raises(SystemExit, match=rf"port={client.port}: .*try --port={client.port + 1}"):
+    with pytest.raises(SystemExit, match=rf"port={client.port} cannot be used.*such as --port="):
         run("serve.py", "--out_dir=out/tiny", f"--port={client.port}")
     lines = [{"text": f"the {i}", "label": "ab"[i % 2]} for i in range(40)]
     Path("labels.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
