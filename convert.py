@@ -17,7 +17,7 @@ import tyro
 from safetensors import SafetensorError
 
 from model import ModelConfig
-from support.chat import final_token
+from support.chat import converses, final_token
 from support.checkpoint import (
     BEST,
     LAST,
@@ -209,7 +209,7 @@ def to_huggingface(config):
     if tokenizer is None:
         print(f"{config.out} is written, without a tokenizer")
     else:
-        print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer)}")
+        print(f"{config.out} is written; to use it:\n\n{use(config.out, tokenizer, checkpoint)}")
 
 
 def to_peft(config):
@@ -233,7 +233,8 @@ def to_peft(config):
     write_adapter(config.out, shape, method, averaged(checkpoint), in_their_format, files)
     if in_their_format != base:
         print(f"its base is written by: python convert.py {base} --to=hf --out={in_their_format}")
-    print(f"{config.out} is written; to use it (pip install peft):\n\n{use(config.out, tokenizer)}")
+    lines = use(config.out, tokenizer, checkpoint)
+    print(f"{config.out} is written; to use it (pip install peft):\n\n{lines}")
 
 
 def to_gguf(config):
@@ -242,7 +243,7 @@ def to_gguf(config):
     kind = GGUF_KINDS[config.dtype]
     write_gguf(must_be_new(config.out), model, tokenizer, kind, bos_of(tokenizer, checkpoint))
     command = f"llama-cli -m {config.out}"
-    command += "" if tokenizer.chat_template else ' -no-cnv -p "Once"'
+    command += "" if answers(tokenizer, checkpoint) else ' -no-cnv -p "Once"'
     print(f"{config.out} is written, its matrices in {kind}; to use it: {command}")
     if model.config.mlp == "gelu":
         print("llama.cpp approximates GELU by tanh, this model is exact: they will differ slightly")
@@ -327,10 +328,14 @@ def bos_of(tokenizer, checkpoint):
     return tokenizer and token_before(tokenizer, checkpoint["data"].get("train_documents", 0))
 
 
-def use(folder, tokenizer):
+def answers(tokenizer, checkpoint):
+    """Whether a model answers in conversations, rather than to continue texts."""
+    return tokenizer and converses(tokenizer, (checkpoint.get("task") or {}).get("task"))
+
+
+def use(folder, tokenizer, checkpoint):
     """Example code that generates text, or answers, with the model in a folder."""
-    converses = tokenizer and tokenizer.chat_template
-    return USE.format(folder=folder, inputs=CHAT if converses else TEXT)
+    return USE.format(folder=folder, inputs=CHAT if answers(tokenizer, checkpoint) else TEXT)
 
 
 def card(model, tokenizer, checkpoint, name):
@@ -343,7 +348,7 @@ def card(model, tokenizer, checkpoint, name):
         lines += [f"- trained on {known.get('dataset')}: {checkpoint['step']:,} steps"]
         lines += [f"- {metric.replace('_', ' ')}: {best:.4f}"] if best is not None else []
     shape = ", ".join(f"{key}={value}" for key, value in vars(model.config).items())
-    lines += [f"- its shape: {shape}", "", "```python", use(name, tokenizer)]
+    lines += [f"- its shape: {shape}", "", "```python", use(name, tokenizer, checkpoint)]
     lines += ["```", ""]
     return "\n".join([f"# {name}", "", *lines])
 

@@ -137,6 +137,10 @@ class FinetuneConfig(TrainConfig):
         if self.target_shift != 1:
             raise ValueError(f"target_shift={self.target_shift} is for train.py; leave it out")
 
+    @property
+    def starts_random(self):
+        return not self.pretrained
+
 
 # ------------------------------------------------------------------- batches with masked targets
 

@@ -63,6 +63,7 @@ TRAINING_BYTES = 100_000_000
 FEWEST_DOCUMENTS = 100
 # An input and its target: with less there is nothing to train on.
 FEWEST_TOKENS = 2
+WORTH_A_WARNING = 0.01  # of the characters are unknown
 STEPS, TOKENS_PER_STEP = 660, 12 * 256  # of config/stories.py
 FEWEST_STEPS = 50
 # Slots for document hashes, 32 MB in all, to find duplicates.
@@ -371,8 +372,13 @@ def write(folder, corpus, tokenizer, plan, tasks):
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         files["meta.json"].write(json.dumps(meta, indent=1).encode())
         write_tasks(folder / "tasks", tasks)
-    unknown = sum(tally["unknown"] for tally in tallies.values())
-    return meta, f"{survey['duplicates']:,} duplicate documents, {unknown:,} unknown characters"
+    unknown, characters = (
+        sum(tally[name] for tally in tallies.values()) for name in ("unknown", "characters")
+    )
+    dropped = f"{survey['duplicates']:,} duplicate documents, {unknown:,} unknown characters"
+    if unknown > WORTH_A_WARNING * characters:
+        dropped += f" ({unknown / characters:.0%} of all: another --tokenizer would know more)"
+    return meta, dropped
 
 
 def write_tasks(folder, tasks):
@@ -422,6 +428,7 @@ def encode(tokenizer, dtype, batch):
         tally = tallies[piece.split]
         tally["bytes"] += len(text.encode())
         tally["documents"] += piece.starts
+        tally["characters"] += len(piece.text)
         tally["unknown"] += len(piece.text) - len(text)
         tally["bits"] += piece.bits
     encoded = {}

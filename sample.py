@@ -473,7 +473,7 @@ def converse(model, tokenizer, config, out):
         said.append({"role": "user", "content": line})
         try:
             prompt, said = opening_that_fits(instruction, said, tokenizer, model.config.block_size)
-        except ValueError as error:  # an unknown character, or what the model's template refuses
+        except ValueError as error:  # too long, an unknown character, what the template refuses
             print(error, file=sys.stderr)
             said.pop()
             continue
@@ -485,7 +485,8 @@ def converse(model, tokenizer, config, out):
 def opening_that_fits(instruction, said, tokenizer, block_size):
     """(the tokens up to the next answer, what was said): without the first turns where too long.
 
-    The prompt fills less than half of the context, so that there is room for an answer.
+    The prompt fills less than half of the context, so that there is room for an answer, unless what
+    was said last takes more. Raises ValueError if it does not fit at all.
     """
 
     def prompt_without(turns):
@@ -496,7 +497,10 @@ def opening_that_fits(instruction, said, tokenizer, block_size):
 
     most = (len(said) - 1) // 2  # turns; the last message stays
     forgotten = 0 if fits(0) else bisect_left(range(most), True, key=fits)
-    return prompt_without(forgotten), said[2 * forgotten :]
+    prompt = prompt_without(forgotten)
+    if len(prompt) >= block_size:
+        raise ValueError(f"too long: {len(prompt):,} tokens, of {block_size:,} that are read")
+    return prompt, said[2 * forgotten :]
 
 
 def write_answer(context, stream, prompt, config, seed, out):
@@ -629,6 +633,9 @@ def write_for(context, tokenizer, start, checkpoint, config):
         return
     start += LABEL if task.get("generative") else ""  # it was taught to write one
     prompt = first_tokens(tokenizer, start, documents)
+    if len(prompt) > model.config.block_size:
+        size = model.config.block_size
+        print(f"the prompt has {len(prompt):,} tokens: the last {size:,} are read", file=sys.stderr)
     begun = time.perf_counter()
     made = write_samples(context, tokenizer, start, prompt, config, sys.stdout)
     seconds = time.perf_counter() - begun

@@ -193,11 +193,6 @@ class Writer:
         if self.config.system and not instruction:
             instruction = [{"role": "system", "content": self.config.system}]
         prompt, _ = opening_that_fits(instruction, said, self.tokenizer, self.block_size)
-        if len(prompt) >= self.block_size:
-            raise ValueError(
-                f"messages: the last one makes {len(prompt):,} tokens, and {self.name} reads "
-                f"{self.block_size:,}"
-            )
         return prompt, [self.tokenizer.eot, end_of_turn(self.tokenizer)]
 
 

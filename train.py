@@ -110,6 +110,11 @@ class TrainConfig(ModelConfig):
         check_range(self, "layer_decay", above=0, at_most=1)
         check_range(self, "seed", at_least=0, below=2**63)
 
+    @property
+    def starts_random(self):
+        """Whether a new run begins with random weights."""
+        return self.init_from == "scratch"
+
 
 @dataclass
 class Progress:
@@ -123,12 +128,18 @@ class Progress:
     evaluated_at: int = -1  # step of the last evaluation
     skipped: int = 0  # consecutive updates without finite gradients
 
-    def note(self, numbers, metric):
-        """Record an evaluation; whether it is the best so far."""
+    def note(self, numbers, metric, random=False):
+        """Record an evaluation; return whether it is the best so far, which random weights are not.
+
+        Otherwise a run that was stopped early would leave them as its best.
+        """
         if metric not in numbers:
             raise SystemExit(
                 f"best_metric={metric} is not evaluated; there is {', '.join(numbers)}"
             )
+        self.evaluated_at = self.step
+        if random:
+            return False
         value, loss = float(numbers[metric]), float(numbers.get("val_loss", math.inf))
         if not math.isfinite(value):
             better = False
@@ -141,7 +152,6 @@ class Progress:
         if better:
             self.best, self.best_loss = value, loss
         self.without_gain = 0 if better else self.without_gain + 1
-        self.evaluated_at = self.step
         return better
 
     def is_over(self, config):
@@ -172,11 +182,11 @@ def windows_of(dataset, split, config, movable=True):
     tokens = getattr(dataset, split)
     windows = Windows(tokens, config.block_size, config.block_size + config.target_shift, movable)
     if not len(windows):
-        longest = min(max(map(len, some.shards)) for some in (dataset.train, dataset.val))
+        train, val = (max(map(len, some.shards)) for some in (dataset.train, dataset.val))
         raise SystemExit(
-            f"block_size={config.block_size} does not fit {dataset.path}: its {split} split has "
-            f"{max(map(len, tokens.shards)):,} tokens in a row; try "
-            f"--block_size={max(1, longest // 4)}, or more text"
+            f"block_size={config.block_size} does not fit {dataset.path}: train has {train:,} "
+            f"tokens in a row, val {val:,}; try --block_size={max(1, min(train, val) // 4)}, or "
+            "more text"
         )
     return windows
 
@@ -369,7 +379,7 @@ def evaluating(model, ema):
 
 
 def accumulate_gradients(model, batches, shares, world, scaler, key):
-    """Accumulate the gradients of a step; this process's part of the step's loss.
+    """Accumulate the gradients of a step; returns this process's part of the step's loss.
 
     With one process and one micro-batch it is `loss.backward()`. In general the loss of a step is
     the sum over its targets divided by their number, over all micro-batches and processes. So each
@@ -392,7 +402,7 @@ def accumulate_gradients(model, batches, shares, world, scaler, key):
 
 
 def update(model, optimizers, config, scaler):
-    """Clip the gradients, update the weights, and clear the gradients for the next step; the norm.
+    """Clip the gradients, update the weights, clear the gradients; returns the gradients' norm.
 
     Nothing is updated if the norm is not finite: one bad batch would ruin all weights.
     """
@@ -426,7 +436,7 @@ def check_finite(progress, norm, config):
 
 
 def train(model, config, batch_at, evaluate, world, report, metadata, resumed=None):
-    """Train `model` in place, as `config` says; the `Progress` made.
+    """Train `model` in place, as `config` says; returns the `Progress` made.
 
     batch_at(step) returns the micro-batches of a step, dicts for `model(**batch)`, which returns
     (anything, mean loss over the targets); evaluate(model) returns {name: number}. metadata is what
@@ -458,7 +468,8 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             if is_due and progress.evaluated_at != progress.step:
                 with evaluating(model, ema):
                     numbers = evaluate(compiled_model)
-                is_best = progress.note(numbers, config.best_metric)
+                random = config.starts_random and progress.step == 0 < config.max_iters
+                is_best = progress.note(numbers, config.best_metric, random)
                 report.evaluated(progress, numbers)
                 if is_best:
                     save(BEST)
@@ -471,7 +482,7 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             report.start_step()
             batches = batch_at(progress.step)
             counts = [int((batch["targets"] != IGNORED).sum()) for batch in batches]
-            wants_to_stop = stop.requested or report.unread
+            wants_to_stop = stop.requested or report.unread  # Ctrl-C, or the terminal is gone
             minutes = (time.perf_counter() - began) / 60 if world.is_main else 0.0
             n_targets, n_stopping, progress.minutes = world.sum(sum(counts), wants_to_stop, minutes)
             if n_stopping:

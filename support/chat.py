@@ -20,8 +20,8 @@ GENERATION = re.compile(r"({%-?\s*)(end)?generation(\s*-?%})")  # marks what is 
 
 
 def converses(tokenizer, task):
-    """Whether a model was taught to converse: by finetune.py's `task`, or by who published it."""
-    return task == "chat" or bool(tokenizer.chat_template)
+    """Whether a model was taught to converse: by who published it, or by its last `task` here."""
+    return task == "chat" or (task in (None, "text") and bool(tokenizer.chat_template))
 
 
 def rendered(messages, tokenizer, answering=False):

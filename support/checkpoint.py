@@ -106,6 +106,8 @@ def read_checkpoint(path, to_look_at=False):
             raise SystemExit(
                 f"{path} contains only tensors: name the folder with config.json"
             ) from None
+        if Path(path).suffix == ".gguf":
+            raise SystemExit(f"{path}: GGUF is written here, not read; name the model") from None
         reason = str(error).splitlines()[0][:100]
         raise SystemExit(f"{path} is not a checkpoint, or was cut off: {reason}") from None
     if damaged:

@@ -95,6 +95,9 @@ def load_config(Config, argv=None, default_file=None, default=None, takes_files=
             print(f"no config file named: using {as_typed(default_file)}")
         argv, files = [str(default_file), *argv], {0: str(default_file)}
     knobs = {field.name for field in dataclasses.fields(Config)}
+    for file in files.values():
+        if Path(file).name.startswith("finetune_") and "task" not in knobs:
+            raise SystemExit(f"{file} is for finetune.py: python finetune.py {file}")
     words = []
     for i, word in enumerate(argv):
         for option in options_in(word, typed) if i in files else [[word]]:

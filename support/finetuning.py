@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import nn
 
 from model import IGNORED, ModelConfig, Transformer
 from support.adapters import adds, fingerprint_of, freeze_in_16_bits, put_in, settings_of
-from support.chat import MARKS, converses, end_of_turn
+from support.chat import MARKS, end_of_turn
 from support.checkpoint import load_base, model_in, source_of
+from support.config import typed_options
 from support.examples import open_examples
 from support.labelling import is_chinese_word
 from support.metrics import cut
@@ -115,14 +117,21 @@ def open_tokens(config, tokenizer):
 
 
 def block_size_for(config, base):
-    """The context length asked for, or the model's; exits if the model does not support it."""
-    known = base.config
-    if known.position == "learned" and (config.block_size or 0) > known.block_size:
+    """The context length of a run: the model's, or what is asked for.
+
+    More than the model's has to be typed, and is refused if it has learned positions.
+    """
+    known, asked = base.config.block_size, config.block_size or base.config.block_size
+    if asked > known and "block_size" not in typed_options(sys.argv[1:]):
+        return known
+    if asked > known and base.config.position == "learned":
         raise SystemExit(
-            f"block_size={config.block_size}: {config.init_from} has learned embeddings for only "
-            f"{known.block_size} positions; use --block_size={known.block_size}"
+            f"block_size={asked}: {config.init_from} has learned embeddings for only {known} "
+            f"positions; use --block_size={known}"
         )
-    return config.block_size or known.block_size
+    if asked > known:
+        print(f"block_size={asked}: positions beyond {known} are new to {config.init_from}")
+    return asked
 
 
 def describe_examples(config, lines, documents):
@@ -209,7 +218,7 @@ def check_ending(config, base, checkpoint, tokenizer):
     # Nothing is known about the documents of other people's tokens, which have no tokenizer.
     one_text = checkpoint.get("tokenizer") and checkpoint["data"].get("train_documents", 2) < 2
     other = "full" if base.config.tie_weights else "full or last"
-    if config.task == "chat" and not converses(tokenizer, task):
+    if config.task == "chat" and task != "chat" and not tokenizer.chat_template:
         lesson = "chat"
     elif (config.task == "completion" or config.generative) and task is None and one_text:
         lesson = "end a text"

@@ -124,6 +124,8 @@ def open_world(device="auto", dtype="auto", to_train=True):
         where = f"{error.filename}: {error.strerror}"
         close = ", close the program that has it open" if ON_WINDOWS else ""
         advice = f"make it readable and writable{close}, or choose another"
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            advice = "it is not a folder: choose another"
         raise SystemExit(f"{where}; {advice}") from None
     finally:
         if size > 1:

@@ -73,8 +73,9 @@ def check_accumulation(config, world):
     """Exit if the micro-batches of a step cannot be divided evenly among the processes."""
     if config.gradient_accumulation_steps % world.size:
         raise SystemExit(
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a "
-            f"multiple of the {world.size} processes that share it"
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps} must be a multiple "
+            f"of the {world.size} processes that share it, such as "
+            f"--gradient_accumulation_steps={world.size} with a smaller --batch_size"
         )
 
 

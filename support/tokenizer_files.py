@@ -1,5 +1,6 @@
 """Tokenizers from files: nanoGPT's, Hugging Face's, and those of our own runs."""
 
+import json
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -140,9 +141,9 @@ def huggingface_tokenizer(path):
     content = read_json(path)
     try:
         tokenizer = tokenizer_from_huggingface(content)
-        tokenizer.chat_template = chat_template_in(path.parent)
         if tokenizer.eot is None:
-            tokenizer.eot = tokenizer.special_tokens.get(end_named_in(path.parent))
+            tokenizer.eot = tokenizer.special_tokens.get(named_in(path.parent, "eos_token"))
+        tokenizer.chat_template = self_contained(chat_template_in(path.parent), path.parent)
         return tokenizer
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
@@ -197,10 +198,19 @@ def chat_template_in(folder):
     return template if isinstance(template, str) else None
 
 
-def end_named_in(folder):
-    """The end-of-text token, as a string, in tokenizer_config.json; None: it names none."""
-    end = settings_in(folder).get("eos_token")
-    return end.get("content") if isinstance(end, dict) else end
+def self_contained(template, folder):
+    """A chat template that itself sets the tokens whose names it takes from the settings."""
+    for name in ("bos_token", "eos_token"):
+        token = named_in(folder, name)
+        if template and token and name in template:
+            template = "{%- set " + f"{name} = {json.dumps(token)}" + " -%}" + template
+    return template
+
+
+def named_in(folder, name):
+    """The `eos_token` or another, as a string, in tokenizer_config.json; None: it names none."""
+    token = settings_in(folder).get(name)
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def settings_in(folder, name="tokenizer_config.json"):

@@ -162,6 +162,7 @@ def test_several_values_go_into_a_tuple(tmp_path):
         ("--warmup_iter=3", "--warmup_iter is unknown; did you mean --warmup_iters?"),
         ("--outdir=x", "--outdir is unknown; did you mean --out_dir?"),
         ("config/没有.py", "there is no config file config/没有.py"),
+        ("config/finetune_qa.py", "is for finetune.py: python finetune.py config/finetune_qa.py"),
         ("tests/test_config.json", "is neither an option nor a config file"),
         (str(REPOSITORY / "tests"), "; did you mean --out_dir="),
         ("--start=\udcc3\udcc5", "is not UTF-8: set the terminal to UTF-8"),

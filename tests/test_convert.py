@@ -15,7 +15,7 @@ from tiktoken_ext import openai_public
 
 from sample import generate, next_token_distribution
 from support import huggingface
-from support.chat import compiled_template
+from support.chat import compiled_template, rendered, tokens_of
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.gguf_file import PATTERNS, interleaved, write_gguf
 from support.huggingface import from_hub, read_model, save_json, write_model
@@ -817,6 +817,32 @@ def test_vocab_and_merges_alone_are_enough_for_gpt2_only(tmp_path):
     save_json(folder / "config.json", {"model_type": "qwen2"})
     with pytest.raises(ValueError, match="AutoTokenizer"):
         read_tokenizer(folder)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_a_template_has_the_tokens_that_the_settings_name(tmp_path, as_dict):
+    """Even those that no text begins or ends with outside of a conversation."""
+    tokenizer = train_bpe([tiny_text()], 300)
+    for name, content in tokenizer_files(tokenizer, 64).items():
+        save_json(tmp_path / name, content)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for name, mark in (("bos_token", "<|im_start|>"), ("eos_token", "<|im_end|>")):
+        settings[name] = {"content": mark, "__type": "AddedToken"} if as_dict else mark
+    settings["chat_template"] = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    save_json(tmp_path / "tokenizer_config.json", settings)
+    messages = [{"role": "user", "content": "the cat"}]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert expected[0] == tokenizer.special_tokens["<|im_start|>"]
+    ours = tokenizer_from_dict(read_tokenizer(tmp_path).to_dict())
+    assert tokens_of(rendered(messages, ours), ours) == expected
+    (tmp_path / "back").mkdir()
+    for name, content in tokenizer_files(ours, 64).items():  # and back again
+        save_json(tmp_path / "back" / name, content)
+    back = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert back.apply_chat_template(messages, return_dict=True)["input_ids"] == expected
 
 
 @pytest.mark.parametrize(

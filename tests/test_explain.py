@@ -80,5 +80,5 @@ def test_what_cannot_be_explained_is_told(train_tiny, run):
         run("explain.py", "--out_dir=out/tiny", "--start=FILE:prompt.txt")
     with pytest.raises(SystemExit, match=r"out.*make it readable and writable"):
         run("explain.py", "--out_dir=out/tiny", "--start=the", "--out=out/tiny/")
-    with pytest.raises(SystemExit, match=r"make it readable and writable"):
+    with pytest.raises(SystemExit, match=r"it is not a folder"):
         run("explain.py", "--out_dir=out/tiny", "--out=defaults.py/page.html")

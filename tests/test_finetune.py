@@ -635,6 +635,12 @@ def test_a_longer_context_is_had_with_rotary_positions_and_refused_with_learned_
         tune("completion", "--block_size=128", "--init_from=out/learned")
 
 
+def test_a_context_in_a_config_file_is_at_most_the_models(tune):
+    Path("empty.py").write_text("block_size = 1024\n")
+    tune("completion", "--max_iters=1")
+    assert last()["model_config"]["block_size"] == 96
+
+
 def test_the_shape_alone_can_be_taken_to_see_what_pretraining_was_worth(tune):
     tune("completion", "--pretrained=False", "--max_iters=1", "--learning_rate=0")
     drawn, base = last()["model"], last("out/base")["model"]

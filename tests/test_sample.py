@@ -555,6 +555,11 @@ def test_a_start_begins_a_document_where_the_model_knows_documents():
     assert first_tokens(tokenizer, "", documents=1) == list(b"\n")
 
 
+def test_a_prompt_that_is_cut_is_told(trained, run, capsys):
+    run("sample.py", "--out_dir=out/tiny", "--start=" + "the cat " * 9, "--max_new_tokens=2")
+    assert "the prompt has 72 tokens: the last 16 are read" in capsys.readouterr().err
+
+
 def test_the_text_alone_goes_to_standard_output(trained, run, capsys):
     run("sample.py", "--out_dir=out/tiny", "--start=the cat", "--num_samples=1")
     shown = capsys.readouterr()

@@ -251,7 +251,7 @@ def test_a_message_beyond_the_context_is_refused(served):
         "/v1/chat/completions", {"messages": turns("the cat " * 200)}
     )
     assert status == 400
-    assert re.search("makes .* tokens, and chat reads 256", answer["error"]["message"])
+    assert re.search("too long: .* tokens, of 256", answer["error"]["message"])
 
 
 def test_a_mistake_in_the_middle_of_a_text_is_an_event(served, monkeypatch):

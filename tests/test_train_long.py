@@ -196,11 +196,23 @@ def test_under_a_time_budget_the_rate_falls_even_while_warm_up_lasts():
 
 def test_patience_and_the_best_value_survive_resuming(tmp_path):
     settings = {"eval_interval": 1, "patience": 5}
-    sit(tmp_path, looks=[1.0, 2.0, 2.0, 2.0], max_iters=3, **settings)
+    sit(tmp_path, looks=[0.5, 1.0, 2.0, 2.0], max_iters=3, **settings)
     _, progress = sit(tmp_path, looks=[1.5] * 99, max_iters=99, resume=True, **settings)
     assert progress.best == 1.0
-    assert progress.step == 5  # three looks without gain before the break, two after it
-    assert read_checkpoint(tmp_path / "best.pt")["step"] == 0
+    assert progress.step == 6  # two looks without gain before the break, three after it
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 1  # random weights are never the best
+
+
+def test_random_weights_are_not_the_best_of_a_run_that_was_stopped_early(tmp_path, monkeypatch):
+    stopped = SimpleNamespace(requested=True)
+    monkeypatch.setattr(train_module.StopSignal, "__enter__", lambda self: stopped)
+    sit(tmp_path, max_iters=3, eval_interval=3)
+    assert not (tmp_path / "best.pt").exists()
+    monkeypatch.undo()
+    sit(tmp_path, max_iters=3, eval_interval=3, resume=True)
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 3
+    sit(tmp_path / "trained", max_iters=3, eval_interval=3, init_from="x", looks=[1.0, 2.0])
+    assert read_checkpoint(tmp_path / "trained" / "best.pt")["step"] == 0
 
 
 # ------------------------------------------------------------------------------------ updates
@@ -462,11 +474,12 @@ def test_a_batch_is_shown_with_each_input_above_its_target(capsys):
     assert len(told) == 6 and all(70 < len(line) <= 80 for line in told)
 
 
-@pytest.mark.parametrize(("block_size", "split"), [(1000, "val"), (10000, "train")])
-def test_a_dry_run_refuses_a_context_that_does_not_fit_the_data(train_tiny, block_size, split):
+@pytest.mark.parametrize("block_size", [1000, 10000])
+def test_a_dry_run_refuses_a_context_that_does_not_fit_the_data(train_tiny, block_size):
     with pytest.raises(SystemExit) as stop:
         train_tiny("--dry_run=True", f"--block_size={block_size}")
-    assert f"block_size={block_size} does not fit data/tiny: its {split} split" in str(stop.value)
+    expected = f"block_size={block_size} does not fit data/tiny: train has 5,820 tokens in a row, "
+    assert expected + "val 648; try --block_size=162" in str(stop.value)
 
 
 # --------------------------------------------------------------------- killed, stopped, not read
