@@ -23,7 +23,7 @@ from support.checkpoint import in_a_line, load_model, source_of
 from support.config import load_config
 from support.files import replacing
 from support.processes import open_world
-from support.report import LINE_END, SPACE, visible
+from support.tokenizer import LINE_END, SPACE, visible
 from support.tokenizer_files import assumed_tokenizer
 
 CELL = 15  # pixels of a token in a picture of attention

@@ -44,6 +44,7 @@ from support.tokenizer import (
     fingerprint,
     tiktoken_tokenizer,
     train_bpe,
+    visible,
 )
 from support.tokenizer_files import load_tokenizer, may_be_on_the_hub
 
@@ -549,13 +550,13 @@ def report(meta, tokenizer, beginning, dropped, tasks=()):
 
 
 def glimpse(tokens, tokenizer, columns):
-    """The text of as many tokens as fit on a line, separated by bars."""
+    """As many tokens as fit on a line, with spaces between them."""
     line = ""
     for token in tokens:
-        part = tokenizer.token_bytes(token).decode("utf-8", "replace").replace("\n", "\\n") + "|"
-        if width(line + part) > columns:
+        longer = f"{line} {visible(tokenizer, token)}".lstrip()
+        if width(longer) > columns:
             break
-        line += part
+        line = longer
     return line
 
 

@@ -19,6 +19,7 @@ from model import IGNORED, rows_per_piece
 from support.checkpoint import BEST
 from support.files import fall_silent, replacing, replacing_figure
 from support.metrics import width
+from support.tokenizer import visible
 
 # Peak FLOP/s of 16-bit matrix products, from the manufacturers' data sheets.
 PEAKS = {
@@ -38,8 +39,6 @@ QUOTE = "  | "
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # log_to -> its module
 PYTORCH_BYTES = 330_000_000  # of a process, before it has a model
 LOGITS_BYTES = 4 + 4 + 2  # per logit held at once: itself, its gradient, a 16-bit copy
-SPACE, LINE_END = "␣", "⏎"
-VISIBLE = str.maketrans({" ": SPACE, "\n": LINE_END, "\t": "⇥", "\r": "␍"})
 BEFORE_FIRST_TARGET, ROWS_SHOWN = 8, 3  # how much of a batch a dry run shows
 LARGE, HIGH_RATE = 50_000_000, 2e-3  # weights, and from which learning rate on to warn about them
 MOST_EPOCHS, FEW_EPOCHS = 6, 4  # passes over a text: from when on to warn, what to advise instead
@@ -407,15 +406,6 @@ def saved_bytes(model, world, sequences, length):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), world.precision():
         _graph = model(tokens, tokens)  # kept alive, so that no storage's address is reused
     return sum(saved.values())
-
-
-def visible(tokenizer, token):
-    """A token as text with visible blanks; bytes that are a part of a character as numbers."""
-    if tokenizer is None:
-        return str(token)
-    text = tokenizer.decode([token])
-    is_part = "\ufffd" in text
-    return f"<{tokenizer.token_bytes(token).hex(' ')}>" if is_part else text.translate(VISIBLE)
 
 
 def show_shift(batch, tokenizer, labels=()):

@@ -52,6 +52,10 @@ WORD_CHARACTERS = 64
 CODE_POINTS = 0x110000
 UNKNOWN = 0xFFFFFFFF
 
+# Blanks as one sees them.
+SPACE, LINE_END = "␣", "⏎"
+VISIBLE = str.maketrans({" ": SPACE, "\n": LINE_END, "\t": "⇥", "\r": "␍"})
+
 
 class CharTokenizer:
     """One token per character of the training text."""
@@ -456,3 +460,12 @@ def repair(text):
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def visible(tokenizer, token):
+    """A token as text with visible blanks; bytes that are a part of a character as numbers."""
+    if tokenizer is None:
+        return str(token)
+    text = tokenizer.decode([token])
+    is_part = "\ufffd" in text
+    return f"<{tokenizer.token_bytes(token).hex(' ')}>" if is_part else text.translate(VISIBLE)

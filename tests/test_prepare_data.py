@@ -431,12 +431,12 @@ def test_the_report_fits_a_terminal_and_says_what_to_type_next(capsys):
 def test_the_glimpse_of_chinese_counts_two_columns_for_a_character():
     tokenizer = char_tokenizer(["中文ab"])
     tokens = tokenizer.encode("中a文b中a文b")
-    assert prepare_data.glimpse(tokens, tokenizer, 10) == "中|a|文|b|"
+    assert prepare_data.glimpse(tokens, tokenizer, 9) == "中 a 文 b"
 
 
 def test_the_tokens_at_the_beginning_are_shown(capsys):
     main([save("a.txt", "one\ntwo " * 90), "--dataset=x", "--tokenizer=char"])
-    assert r"o|n|e|\n|t|w|o" in capsys.readouterr().out
+    assert "o n e ⏎ t w o" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------ mistakes, and bad moments
