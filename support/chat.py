@@ -37,6 +37,8 @@ def rendered(messages, tokenizer, answering=False):
     try:
         return compiled_template(chat_template_of(tokenizer)).render(
             messages=guarded,
+            tools=None,
+            documents=None,
             add_generation_prompt=answering,
             bos_token=special.get(tokenizer.bos, ""),
             eos_token=special.get(tokenizer.eot, ""),

@@ -200,7 +200,7 @@ def chat_template_in(folder):
 
 def self_contained(template, folder):
     """A chat template that itself sets the tokens whose names it takes from the settings."""
-    for name in ("bos_token", "eos_token"):
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         token = named_in(folder, name)
         if template and token and name in template:
             template = "{%- set " + f"{name} = {json.dumps(token)}" + " -%}" + template

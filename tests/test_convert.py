@@ -829,7 +829,8 @@ def test_a_template_has_the_tokens_that_the_settings_name(tmp_path, as_dict):
     for name, mark in (("bos_token", "<|im_start|>"), ("eos_token", "<|im_end|>")):
         settings[name] = {"content": mark, "__type": "AddedToken"} if as_dict else mark
     settings["chat_template"] = (
-        "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{{ bos_token }}{% if tools is not none %}tools{% endif %}"
+        "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     )
     save_json(tmp_path / "tokenizer_config.json", settings)
     messages = [{"role": "user", "content": "the cat"}]
