@@ -202,7 +202,7 @@ def self_contained(template, folder):
     """A chat template that itself sets the tokens whose names it takes from the settings."""
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         token = named_in(folder, name)
-        if template and token and name in template:
+        if template and token and name in template and f"set {name} =" not in template:
             template = "{%- set " + f"{name} = {json.dumps(token)}" + " -%}" + template
     return template
 

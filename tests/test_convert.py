@@ -844,6 +844,7 @@ def test_a_template_has_the_tokens_that_the_settings_name(tmp_path, as_dict):
         save_json(tmp_path / "back" / name, content)
     back = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     assert back.apply_chat_template(messages, return_dict=True)["input_ids"] == expected
+    assert read_tokenizer(tmp_path / "back").chat_template == ours.chat_template
 
 
 @pytest.mark.parametrize(
