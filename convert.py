@@ -125,7 +125,8 @@ def huggingface_facts(folder):
     """What a Hugging Face or peft folder says about itself; its tensors."""
     if (folder / PEFT_CONFIG).is_file():
         content, tensors = read_json(folder / PEFT_CONFIG), adapter_tensors(folder)
-        targets = content.get("target_modules")
+        targets = content.get("target_modules") or ""
+        targets = targets if isinstance(targets, str) else " ".join(targets)
         what = f"a {content.get('peft_type')} of peft, of {targets}"
     else:
         content, tensors = read_json(folder / "config.json"), TensorFiles(folder)
