@@ -314,20 +314,6 @@ def what_is_there(record, name):
     )
 
 
-def what_is_there(record, name):
-    """The fields of a record that has no `name`, and what to type where they are enough."""
-    found = "there is " + (", ".join(map(str, record)) or "nothing")
-    for task, fields in FIELDS.items():
-        if name in OURS and fields <= record.keys():
-            return f"{found}: that is for --task={task}"
-    if name not in OURS:
-        return found
-    return (
-        f"{found}; a file's own names are told by --fields {name}=THEIRS (in CSV and TSV they "
-        "stand in the first line)"
-    )
-
-
 def text_line(record, where):
     return {"text": text(record, "text", where)}
 
