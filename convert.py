@@ -107,7 +107,7 @@ def describe(source):
         facts, tensors = {"what": f"{path}: tensors, without a config"}, TensorFiles(path)
     else:
         facts, tensors = checkpoint_facts(find_checkpoint(path))
-    rows, count, size = [], 0, 0
+    rows, count, size = [("tensor", "shape", "dtype", "norm")], 0, 0
     for name in tensors:
         tensor = tensors[name]
         count, size = count + tensor.numel(), size + tensor.nbytes
@@ -116,8 +116,8 @@ def describe(source):
     for name, fact in (facts | {"weights": f"{count:,} in {size / 1e6:,.1f} MB"}).items():
         indent = " " * 11
         print(textwrap.fill(f"{name:<11}{fact}", COLUMNS, subsequent_indent=indent))
-    widths = [max(map(len, column)) for column in zip(("tensor", "shape", "dtype", "norm"), *rows)]
-    for row in [("tensor", "shape", "dtype", "norm"), *rows]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
 
 
@@ -137,9 +137,7 @@ def huggingface_facts(folder):
         tokenizer = f"not read: {error}"
     facts = {
         "what": f"{folder}: {what}",
-        "config": ", ".join(
-            f"{key}={value}" for key, value in content.items() if not isinstance(value, list)
-        ),
+        "config": listed({k: v for k, v in content.items() if not isinstance(v, list)}),
         "tokenizer": tokenizer,
     }
     return facts, tensors
@@ -148,21 +146,22 @@ def huggingface_facts(folder):
 def checkpoint_facts(path):
     """What a checkpoint, ours or nanoGPT's, says about itself; its tensors, each of them once."""
     checkpoint = read_checkpoint(path, to_look_at=True) | {"path": path}
-    shape = checkpoint["model_config"]
     tokenizer = checkpoint["tokenizer"] and tokenizer_from_dict(checkpoint["tokenizer"])
-    data = checkpoint["data"]
     facts = {
         "what": in_a_line(checkpoint),
         "from": checkpoint.get("origin", "train.py or finetune.py"),
-        "config": ", ".join(f"{name}={value}" for name, value in shape.items()),
+        "config": listed(checkpoint["model_config"]),
         "tokenizer": tokenizer_in_words(tokenizer),
-        "data": ", ".join(f"{name}={value}" for name, value in data.items()) or "not recorded",
+        "data": listed(checkpoint["data"]) or "not recorded",
     }
-    for name in ("method", "task"):
-        knobs = checkpoint.get(name) or {}
-        facts |= {name: ", ".join(f"{k}={v}" for k, v in knobs.items())} if knobs else {}
-    tied = {"head.weight"} if shape["tie_weights"] else set()
+    facts |= {name: listed(checkpoint[name]) for name in ("method", "task") if name in checkpoint}
+    tied = {"head.weight"} if checkpoint["model_config"]["tie_weights"] else set()
     return facts, {name: w for name, w in checkpoint["model"].items() if name not in tied}
+
+
+def listed(settings):
+    """The settings in a line: a=1, b=2."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def tokenizer_in_words(tokenizer):
@@ -199,14 +198,9 @@ def with_template(tokenizer, checkpoint):
 def to_huggingface(config):
     """Write the model as a Hugging Face folder, with a model card that has the run's numbers."""
     model, tokenizer, checkpoint = load_plain(config.path)
-    write_model(
-        config.out,
-        model,
-        tokenizer,
-        None if config.dtype == "auto" else getattr(torch, config.dtype),
-        bos_of(tokenizer, checkpoint),
-        card(model, tokenizer, checkpoint, Path(config.out).name),
-    )
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    readme = card(model, tokenizer, checkpoint, Path(config.out).name)
+    write_model(config.out, model, tokenizer, dtype, bos_of(tokenizer, checkpoint), readme)
     if tokenizer is None:
         print(f"{config.out} is written, without a tokenizer")
     else:
@@ -243,9 +237,9 @@ def to_gguf(config):
     model, tokenizer, checkpoint = load_plain(config.path)
     kind = GGUF_KINDS[config.dtype]
     write_gguf(must_be_new(config.out), model, tokenizer, kind, bos_of(tokenizer, checkpoint))
-    command = f"llama-cli -m {config.out}"
-    command += "" if answers(tokenizer, checkpoint) else ' -no-cnv -p "Once"'
-    print(f"{config.out} is written, its matrices in {kind}; to use it: {command}")
+    options = "" if converses(tokenizer, checkpoint) else ' -no-cnv -p "Once"'
+    print(f"{config.out} is written, its matrices in {kind}; to use it: ", end="")
+    print(f"llama-cli -m {config.out}{options}")
     if model.config.mlp == "gelu":
         print("llama.cpp approximates GELU by tanh, this model is exact: they will differ slightly")
 
@@ -329,14 +323,9 @@ def bos_of(tokenizer, checkpoint):
     return tokenizer and token_before(tokenizer, checkpoint["data"].get("train_documents", 0))
 
 
-def answers(tokenizer, checkpoint):
-    """Whether a model answers in conversations, rather than to continue texts."""
-    return tokenizer and converses(tokenizer, (checkpoint.get("task") or {}).get("task"))
-
-
 def use(folder, tokenizer, checkpoint):
     """Example code that generates text, or answers, with the model in a folder."""
-    return USE.format(folder=folder, inputs=CHAT if answers(tokenizer, checkpoint) else TEXT)
+    return USE.format(folder=folder, inputs=CHAT if converses(tokenizer, checkpoint) else TEXT)
 
 
 def card(model, tokenizer, checkpoint, name):
@@ -348,9 +337,8 @@ def card(model, tokenizer, checkpoint, name):
         best, metric = checkpoint["progress"]["best"], known.get("best_metric", "val_loss")
         lines += [f"- trained on {known.get('dataset')}: {checkpoint['step']:,} steps"]
         lines += [f"- {metric.replace('_', ' ')}: {best:.4f}"] if best is not None else []
-    shape = ", ".join(f"{key}={value}" for key, value in vars(model.config).items())
-    lines += [f"- its shape: {shape}", "", "```python", use(name, tokenizer, checkpoint)]
-    lines += ["```", ""]
+    lines += [f"- its shape: {listed(vars(model.config))}", ""]
+    lines += ["```python", use(name, tokenizer, checkpoint), "```", ""]
     return "\n".join([f"# {name}", "", *lines])
 
 

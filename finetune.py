@@ -260,7 +260,7 @@ def batches_for(config, start, world):
         raise SystemExit(f"{config.dataset}: no training example has anything to learn")
     show_examples(start.task, start.lines, examples, counts, config)
     planned = with_steps(config, len(examples))
-    if planned != config:
+    if config.max_iters is None:
         tell_few_steps(planned, len(examples))
     return planned, example_batches(start.task, start.lines["train"], examples, planned, world)
 
@@ -347,24 +347,25 @@ def finish(start, config, world):
         test(start.task, start.lines, start.model, config, world)
 
 
-def test(task, lines, model, config, world):
+def test(task, splits, model, config, world):
     """Evaluate a model and the baselines on the test examples; print and save the results."""
+    tested = splits["test"]
     model.eval()
     with torch.no_grad():
-        numbers, answers = judge(task, lines["test"], model, model, config, world)
+        numbers, answers = judge(task, tested, model, model, config, world)
     if not world.is_main:
         return
     rows = {"this model": {"loss": numbers.pop("val_loss")} | numbers}
-    for name, guesses in task.guesses(lines["train"], lines["test"]).items():
-        rows[name] = task.numbers(lines["test"], guesses, math.nan, 0)
-    print(f"\n{len(lines['test']):,} test examples, with {config.out_dir}/{BEST}:\n\n{table(rows)}")
+    for name, guesses in task.guesses(splits["train"], tested).items():
+        rows[name] = task.numbers(tested, guesses, math.nan, 0)
+    print(f"\n{len(tested):,} test examples, with {config.out_dir}/{BEST}:\n\n{table(rows)}")
     with replacing(Path(config.out_dir) / "test.json", "w") as file:
         json.dump(rows, file, indent=1, ensure_ascii=False)
     with replacing(Path(config.out_dir) / "predictions.jsonl", "w") as file:
-        for line, answer in zip(lines["test"], answers):
+        for line, answer in zip(tested, answers):
             answered = line if answer is None else line | {"answer": answer}
             file.write(json.dumps(answered, ensure_ascii=False) + "\n")
-    details = task.report(lines["test"], answers, config.out_dir)
+    details = task.report(tested, answers, config.out_dir)
     print(f"\n{details}\n" if details else "")
 
 

@@ -413,7 +413,7 @@ def initialize(model, config):
 
     gpt2: N(0, 0.02²), narrower by √(2 n_layer) where a branch joins the residual stream.
     zero: inner matrices N(0, 1/(4 inputs)); 0 where a branch joins, and in an untied head: every
-    block starts as the identity, every token as equally likely.
+    block starts as the identity, every token as equally likely. Embeddings N(0, 1), or tied 0.02².
     N-gram vectors start at 0 in both. All other parameters, such as a gate of your own, are kept.
     """
     if config.tie_weights:

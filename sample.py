@@ -274,18 +274,18 @@ def accepted(drafts, logits, seen, distribution, generator):
     the others. So every token has the distribution of one sampled alone (arXiv:2211.17192).
     """
     tokens = []
-    for i, draft in enumerate([*drafts, None]):
+    for i, draft in enumerate(drafts):
         p = distribution(logits[i : i + 1], seen)  # (1, V)
-        if draft is not None:
-            kept = torch.rand((), generator=generator, device=p.device) < p[0, draft]
-            if not kept:
-                p[0, draft] = 0.0
-        token = draft if draft is not None and kept else draw(p, generator).item()
-        tokens.append(token)
-        seen[0, token] = True
-        if token != draft:
+        if torch.rand((), generator=generator, device=p.device) >= p[0, draft]:
+            p[0, draft] = 0.0
             break
-    return tokens
+        tokens.append(draft)
+        seen[0, draft] = True
+    else:
+        p = distribution(logits[len(drafts)][None], seen)
+    last = draw(p, generator)
+    seen[0, last] = True
+    return [*tokens, last.item()]
 
 
 @torch.inference_mode()
@@ -428,11 +428,10 @@ def steps_of(context, tokenizer, prompts, config, seed):
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
     )
-    make = generate
+    how = (config.max_new_tokens, distribution, tokenizer.vocab_size, generator, context)
     if config.speculate:
-        make = partial(generate_speculatively, n_draft=config.speculate)
-    n, size = config.max_new_tokens, tokenizer.vocab_size
-    return make(model, prompts, n, distribution, size, generator, context)
+        return generate_speculatively(model, prompts, *how, n_draft=config.speculate)
+    return generate(model, prompts, *how)
 
 
 def write_samples(context, tokenizer, start, prompt, config, out):
@@ -581,10 +580,10 @@ def read_text(path):
 
 def load_for_sampling(config, world, n_texts=1):
     """(model, tokenizer, contents of its checkpoint), to generate `n_texts` at once."""
-    named = source_of(config)
-    source, base = config.adapter or named, None
-    if config.adapter and named != GenerationConfig.out_dir:
-        base = named  # typed; else the adapter knows what it was put on
+    source, base = config.adapter or source_of(config), None
+    typed = config.init_from != "resume" or config.out_dir != GenerationConfig.out_dir
+    if config.adapter and typed:
+        base = source_of(config)  # else the adapter knows what it was put on
     model, tokenizer, checkpoint = load_model(source, world.device, dtype=None, base=base)
     print(in_a_line(checkpoint), file=sys.stderr)
     if config.adapter and "base" not in (checkpoint.get("method") or {}):
@@ -610,11 +609,11 @@ def tell_unused(config):
         print("system is not used: it is for --chat", file=sys.stderr)
 
 
-def begin_conversation(model, tokenizer, task, config):
+def begin_conversation(model, tokenizer, checkpoint, config):
     """Converse on the terminal; exits if the model cannot."""
     if model.config.n_labels:
         raise SystemExit("this model predicts labels and cannot converse: type --start")
-    if not converses(tokenizer, task.get("task")):
+    if not converses(tokenizer, checkpoint):
         print("this model was not fine-tuned to chat: finetune.py --task=chat", file=sys.stderr)
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
@@ -647,12 +646,11 @@ def main():
     with open_world(config.device, config.dtype, to_train=False) as world:
         n_texts = 1 if config.chat else config.num_samples
         model, tokenizer, checkpoint = load_for_sampling(config, world, n_texts)
-        task = checkpoint.get("task") or {}
         tell_unused(config)
         if config.chat:
-            begin_conversation(model, tokenizer, task, config)
+            begin_conversation(model, tokenizer, checkpoint, config)
             return
-        if task.get("task") == "chat":
+        if checkpoint.get("task", {}).get("task") == "chat":
             print("this model was fine-tuned to chat: --chat", file=sys.stderr)
         context = new_context(model, config)
         for start in starts(config):

@@ -47,12 +47,9 @@ KNOBS = {
 }
 # What else a request may have: its text, how it is sent, and what does not change it.
 UNDERSTOOD = (
-    set(
-        "messages prompt model stream stream_options metadata parallel_tool_calls prompt_cache_key "
-        "safety_identifier service_tier store tool_choice user".split()
-    )
-    | KNOBS.keys()
-)
+    "messages prompt model stream stream_options metadata parallel_tool_calls prompt_cache_key "
+    "safety_identifier service_tier store tool_choice user"
+).split()
 # What would change the text, if it had another value.
 DEFAULTS = {"n": 1, "best_of": 1, "response_format": {"type": "text"}}
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -64,6 +61,7 @@ class ServeConfig(GenerationConfig):
 
     host: str = "127.0.0.1"  # who can connect: this machine; 0.0.0.0: whoever can reach it
     port: int = 8000  # the last part of the address, http://localhost:8000
+    seed: int = 1337  # of the first text; the next has the next, unless a request has its own
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,15 +99,18 @@ def checked(name, value, kind):
 def messages_of(request):
     """The conversation of a request, each content a text; raises ValueError if it has none."""
     try:
-        return [
+        said = [
             {"role": ROLES[message["role"]], "content": in_one(message["content"])}
-            for message in (request.get("messages") or [None])
+            for message in request["messages"]
         ]
     except (TypeError, KeyError):
+        said = []
+    if not said:
         raise ValueError(
             'messages: expected texts, such as [{"role": "user", "content": "Hello!"}], with the '
             f"roles {', '.join(ROLES)}"
-        ) from None
+        )
+    return said
 
 
 def in_one(content):
@@ -135,9 +136,8 @@ class Writer:
         self.tokenizer, self.config = tokenizer, config
         self.name = Path(config.adapter or source_of(config)).resolve().name
         self.documents = checkpoint["data"].get("train_documents", 0)
-        task = checkpoint.get("task") or {}
-        self.converses = converses(tokenizer, task.get("task"))
-        self.after_prompt = LABEL if task.get("generative") else ""
+        self.converses = converses(tokenizer, checkpoint)
+        self.after_prompt = LABEL if checkpoint.get("task", {}).get("generative") else ""
         self.context, self.turn = new_context(model, config), threading.Lock()
         self.block_size = model.config.block_size
         self.begun = 0  # texts so far
@@ -150,8 +150,8 @@ class Writer:
         """
         config = settings_for(request, self.config)
         prompt, ends = self.chat_prompt(request) if in_chat else self.text_prompt(request)
-        stream, made, n_read = TextStream(self.tokenizer, config.stop, ends), 0, len(prompt)
-        n_read = min(n_read, self.block_size)
+        stream = TextStream(self.tokenizer, config.stop, ends)
+        n_read, made = min(len(prompt), self.block_size), 0
 
         def part(text, reason=None):
             usage = {"prompt_tokens": n_read, "completion_tokens": made}

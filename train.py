@@ -231,7 +231,9 @@ def evaluation(dataset, config, world):
 
     The windows are always the same, spread evenly over a split; each process takes a share.
     """
-    splits = {split: windows_of(dataset, split, config, False) for split in ("train", "val")}
+    splits = {
+        split: windows_of(dataset, split, config, movable=False) for split in ("train", "val")
+    }
     eot = dataset.eot
 
     def mean_loss(model, windows):
@@ -468,7 +470,7 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             if is_due and progress.evaluated_at != progress.step:
                 with evaluating(model, ema):
                     numbers = evaluate(compiled_model)
-                random = config.starts_random and progress.step == 0 < config.max_iters
+                random = config.starts_random and progress.step == 0 and config.max_iters > 0
                 is_best = progress.note(numbers, config.best_metric, random)
                 report.evaluated(progress, numbers)
                 if is_best:
@@ -551,7 +553,7 @@ def main():
             print("dry run: nothing was trained or written")
             return
         if config.eval_only:
-            if config.init_from == "scratch":
+            if config.starts_random:
                 print("these weights are random; of a trained model: --init_from=resume")
             with torch.no_grad():
                 print(in_words(evaluate(model.eval())))

@@ -1,11 +1,10 @@
 """OpenAI's API over HTTP, with nothing but the standard library: serve.py says what is answered.
 
 The server knows nothing of models. Its `writer` has a `name`, says whether it `converses`, and
-yields the `parts` of a text: (text, why it ends or None, {"completion_tokens": …}).
+yields the `parts` of a text, each with its `text`, the `reason` to end or None, and the `usage`.
 """
 
 import json
-import select
 import socket
 import sys
 import time
@@ -14,6 +13,8 @@ from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from urllib.parse import unquote
 
 from support.files import ON_WINDOWS
 
@@ -35,17 +36,17 @@ class Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self):
-        writer, path = self.server.writer, self.path.partition("?")[0]
+        writer = self.server.writer
         model = {"id": writer.name, "object": "model", "owned_by": "shiftgpt"}
         model["converses"] = writer.converses  # for our page
-        if path == "/":
+        if self.path == "/":
             self.respond(200, PAGE.read_bytes(), "text/html; charset=utf-8")
-        elif path == "/v1/models":
+        elif self.path == "/v1/models":
             self.respond(200, {"object": "list", "data": [model]})
-        elif path == f"/v1/models/{writer.name}":
+        elif self.path == f"/v1/models/{writer.name}":
             self.respond(200, model)
         else:
-            self.refuse(404, f"there is no {path}")
+            self.refuse(404, f"there is no {self.path}")
 
     def do_POST(self):
         in_chat = self.path == "/v1/chat/completions"
@@ -70,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         """Whether there is a request to answer: none from a page that only borrows our address."""
         if not super().parse_request():
             return False
+        self.path = unquote(self.path.partition("?")[0])
         named = self.headers.get("Host", LOCAL[0]).partition(":")[0]
         if self.server.server_address[0] in LOCAL and named not in LOCAL:
             self.refuse(403, "expected the host localhost; for others, --host=0.0.0.0")
@@ -95,11 +97,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def while_there(self, parts):
         """The parts, until the client has left: then raises ConnectionError."""
-        for part in parts:
-            waiting, _, _ = select.select([self.connection], [], [], 0)
-            if waiting and not self.connection.recv(1, socket.MSG_PEEK):
-                raise ConnectionError
-            yield part
+        with DefaultSelector() as selector:
+            selector.register(self.connection, EVENT_READ)
+            for part in parts:
+                if selector.select(0) and not self.connection.recv(1, socket.MSG_PEEK):
+                    raise ConnectionError
+                yield part
 
     def head(self, in_chat, streamed=False):
         """What all parts of an answer have in common."""

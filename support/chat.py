@@ -19,9 +19,11 @@ MARKS = "<|im_start|>", "<|im_end|>"
 GENERATION = re.compile(r"({%-?\s*)(end)?generation(\s*-?%})")  # marks what is learned: not needed
 
 
-def converses(tokenizer, task):
-    """Whether a model was taught to converse: by who published it, or by its last `task` here."""
-    return task == "chat" or (task in (None, "text") and bool(tokenizer.chat_template))
+def converses(tokenizer, checkpoint):
+    """Whether a model was taught to converse: by who published it, or by its last task here."""
+    task = checkpoint.get("task", {}).get("task")
+    published = tokenizer is not None and bool(tokenizer.chat_template)
+    return task == "chat" or (task in (None, "text") and published)
 
 
 def rendered(messages, tokenizer, answering=False):

@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from support.checkpoint import PEFT_CONFIG
 from support.files import new_folder, read_json
@@ -145,12 +146,9 @@ def scale_of(module, down, up, settings):
     if down.dim() != 2 or up.dim() != 2 or not len(down) or len(down) != up.size(1):
         shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
         raise Unfit(f"{module}: its matrices have the shapes {shapes}, which do not fit")
-    alphas = [
-        alpha
-        for pattern, alpha in (settings.get("alpha_pattern") or {}).items()
-        if re.fullmatch(rf"(.*\.)?({pattern})", module)
-    ]
-    alpha = (alphas or [settings.get("lora_alpha", 8)])[0]
+    patterns = (settings.get("alpha_pattern") or {}).items()
+    own = (alpha for pattern, alpha in patterns if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    alpha = next(own, settings.get("lora_alpha", 8))
     return alpha / (math.sqrt(len(down)) if settings.get("use_rslora") else len(down))
 
 
@@ -198,12 +196,11 @@ def write_adapter(folder, model_config, method, weights, base, files):
 
 def joined(parts, rank):
     """(lora_A, lora_B) of this rank that are equal to LoRAs of parts of a matrix together."""
-    _, down, up = parts[0]
-    size = len(up)  # the rows of a part
-    all_rows = size if parts[0][0].part is None else size * len(PARTS)
-    lora_a, lora_b = down.new_zeros(rank, down.size(1)), up.new_zeros(all_rows, rank)
-    for i, (place, own_down, own_up) in enumerate(parts):
-        own = slice(i * len(own_down), (i + 1) * len(own_down))
-        first_row = size * (place.part or 0)
-        lora_a[own], lora_b[first_row : first_row + size, own] = own_down, own_up
-    return lora_a, lora_b
+    pairs = {place.part: (down, up) for place, down, up in parts}
+    down, up = parts[0][1:]
+    untrained = down[:0], up[:, :0]  # a LoRA of rank 0
+    numbers = [None] if None in pairs else range(len(PARTS))
+    downs, ups = zip(*(pairs.get(number, untrained) for number in numbers))
+    lora_a, lora_b = torch.cat(downs), torch.block_diag(*ups)
+    missing = rank - len(lora_a)  # peft's `r` is one number: smaller LoRAs are filled with zeros
+    return F.pad(lora_a, (0, 0, 0, missing)), F.pad(lora_b, (0, missing))
