@@ -420,6 +420,9 @@ def test_an_adapter_is_small_and_is_put_on_its_base_again(method, tune, run, cap
         run("sample.py", "--out_dir=out/tuned")
     run("sample.py", "--init_from=elsewhere", "--adapter=out/tuned", "--start=the", *greedy)
     assert capsys.readouterr().out == alone
+    shutil.move("elsewhere", "out/stories")  # sample.py's default, and typed here
+    run("sample.py", "--init_from=out/stories", "--adapter=out/tuned", "--start=the", *greedy)
+    assert capsys.readouterr().out == alone
     run("convert.py", "out/tuned")
     assert f"method={method}" in capsys.readouterr().out.replace("\n", " ")
 

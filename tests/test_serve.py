@@ -278,7 +278,7 @@ def test_only_pages_of_this_machine_are_answered(served):
 def test_a_connection_serves_several_requests_until_one_is_refused(served):
     client = served()
     with closing(HTTPConnection("127.0.0.1", client.port)) as connection:
-        for path in ("/v1/models", "/v1/models/tiny?a=1"):
+        for path in ("/v1/models", "/v1/models/tiny?a=1", "/v1/models/ti%6Ey"):
             connection.request("GET", path)
             response = connection.getresponse()
             assert (response.status, response.headers["Connection"]) == (200, None)
