@@ -178,8 +178,7 @@ def load_plain(source):
     """`load_model`'s (model, tokenizer, checkpoint); exits if no other program can represent it."""
     model, tokenizer, checkpoint = load_model(source, dtype=None)
     refuse_added(model, source)
-    if model.config.n_labels:
-        raise SystemExit(f"{source} predicts labels instead of tokens and cannot be converted")
+    refuse_labels(model.config, source)
     if tokenizer is None and model.config.vocab_size in GPT2_VOCAB_SIZES:
         try:
             tokenizer = assumed_tokenizer(source, model)
@@ -188,9 +187,15 @@ def load_plain(source):
     return model, with_template(tokenizer, checkpoint), checkpoint
 
 
+def refuse_labels(model_config, source):
+    """Exit if a model predicts labels, which no other program here does."""
+    if model_config.n_labels:
+        raise SystemExit(f"{source} predicts labels instead of tokens and cannot be converted")
+
+
 def with_template(tokenizer, checkpoint):
     """The tokenizer, with the chat template that the model was trained with."""
-    if tokenizer and (checkpoint.get("task") or {}).get("task") == "chat":
+    if tokenizer and checkpoint.get("task", {}).get("task") == "chat":
         tokenizer.chat_template = chat_template_of(tokenizer)
     return tokenizer
 
@@ -217,8 +222,7 @@ def to_peft(config):
     method, shape = checkpoint.get("method") or {}, ModelConfig(**checkpoint["model_config"])
     if method.get("method") != "lora":
         raise SystemExit(f"{path} is not a LoRA: --to=hf writes a whole model")
-    if shape.n_labels:
-        raise SystemExit(f"{path} predicts labels instead of tokens and cannot be converted")
+    refuse_labels(shape, path)
     tokenizer = with_template(tokenizer_from_dict(checkpoint["tokenizer"]), checkpoint)
     bos, eos = bos_of(tokenizer, checkpoint), final_token(tokenizer)
     files = tokenizer_files(tokenizer, shape.block_size, bos, eos)

@@ -194,7 +194,7 @@ def remarks(model, checkpoint):
     shift = checkpoint["train_config"].get("target_shift", 1)
     if shift != 1:
         yield f"It was trained with target_shift={shift}, not to predict the next token."
-    task = (checkpoint.get("task") or {}).get("task")
+    task = checkpoint.get("task", {}).get("task")
     if task in ("completion", "chat"):
         yield "It was fine-tuned to answer: it never learned prompts, and they surprise it."
 

@@ -373,9 +373,8 @@ def write(folder, corpus, tokenizer, plan, tasks):
         meta = describe(tokenizer, dtype, tallies, corpus.source, plan.rule)
         files["meta.json"].write(json.dumps(meta, indent=1).encode())
         write_tasks(folder / "tasks", tasks)
-    unknown, characters = (
-        sum(tally[name] for tally in tallies.values()) for name in ("unknown", "characters")
-    )
+    total = tallies["train"] + tallies["val"]
+    unknown, characters = total["unknown"], total["characters"]
     dropped = f"{survey['duplicates']:,} duplicate documents, {unknown:,} unknown characters"
     if unknown > WORTH_A_WARNING * characters:
         dropped += f" ({unknown / characters:.0%} of all: another --tokenizer would know more)"

@@ -494,9 +494,11 @@ def opening_that_fits(instruction, said, tokenizer, block_size):
     def fits(turns):
         return len(prompt_without(turns)) < block_size // 2
 
-    most = (len(said) - 1) // 2  # turns; the last message stays
-    forgotten = 0 if fits(0) else bisect_left(range(most), True, key=fits)
-    prompt = prompt_without(forgotten)
+    prompt, forgotten = prompt_without(0), 0
+    if len(prompt) >= block_size // 2:
+        most = (len(said) - 1) // 2  # turns; the last message stays
+        forgotten = bisect_left(range(most), True, key=fits)
+        prompt = prompt_without(forgotten)
     if len(prompt) >= block_size:
         raise ValueError(f"too long: {len(prompt):,} tokens, of {block_size:,} that are read")
     return prompt, said[2 * forgotten :]
@@ -624,7 +626,7 @@ def begin_conversation(model, tokenizer, checkpoint, config):
 
 def write_for(context, tokenizer, start, checkpoint, config):
     """Write the model's continuation or labels of `start`, and how fast it was."""
-    model, task = context.model, checkpoint.get("task") or {}
+    model, task = context.model, checkpoint.get("task", {})
     documents = checkpoint["data"].get("train_documents", 0)
     if model.config.n_labels:
         size = min(model.config.block_size, checkpoint["train_config"]["block_size"])

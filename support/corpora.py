@@ -199,11 +199,10 @@ def files_under(path, skipped):
     if path.is_file():
         return [path]
     if not path.exists():
-        on_the_hub = "a dataset on Hugging Face's hub can be saved as text: "
-        on_the_hub += converting(path.as_posix())
+        hint = "; a dataset on Hugging Face's hub can be saved as text: "
+        hint = "" if path.suffix else hint + converting(path.as_posix())
         raise ValueError(
-            f"there is no file or folder {path}; named corpora: {', '.join(NAMES)}"
-            + ("" if path.suffix else f"; {on_the_hub}")
+            f"there is no file or folder {path}; named corpora: {', '.join(NAMES)}{hint}"
         )
     if not path.is_dir():
         raise ValueError(

@@ -44,7 +44,7 @@ def taught_by(model, teacher, config):
 def load_teacher(config, start, world):
     """Load the teacher; exits unless it has the same tokens or labels as the model."""
     teacher, tokenizer, checkpoint = load_model(config.teacher, world.device)
-    known, needed = (checkpoint.get("task") or {}).get("labels") or [], start.task.labels
+    known, needed = checkpoint.get("task", {}).get("labels", []), start.task.labels
     if list(needed) != list(known):
         raise SystemExit(
             f"teacher={config.teacher} has the labels {', '.join(known) or '(none)'}, these "

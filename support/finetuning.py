@@ -122,15 +122,14 @@ def block_size_for(config, base):
     More than the model's has to be typed, and is refused if it has learned positions.
     """
     known, asked = base.config.block_size, config.block_size or base.config.block_size
-    if asked > known and "block_size" not in typed_options(sys.argv[1:]):
-        return known
-    if asked > known and base.config.position == "learned":
+    if asked <= known or "block_size" not in typed_options(sys.argv[1:]):
+        return min(asked, known)
+    if base.config.position == "learned":
         raise SystemExit(
             f"block_size={asked}: {config.init_from} has learned embeddings for only {known} "
             f"positions; use --block_size={known}"
         )
-    if asked > known:
-        print(f"block_size={asked}: positions beyond {known} are new to {config.init_from}")
+    print(f"block_size={asked}: positions beyond {known} are new to {config.init_from}")
     return asked
 
 
@@ -214,7 +213,7 @@ def check_ending(config, base, checkpoint, tokenizer):
     """
     if not adds(settings_of(config)):
         return
-    task = (checkpoint.get("task") or {}).get("task")  # that the base was fine-tuned for
+    task = checkpoint.get("task", {}).get("task")  # that the base was fine-tuned for
     # Nothing is known about the documents of other people's tokens, which have no tokenizer.
     one_text = checkpoint.get("tokenizer") and checkpoint["data"].get("train_documents", 2) < 2
     other = "full" if base.config.tie_weights else "full or last"

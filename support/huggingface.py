@@ -69,11 +69,17 @@ def read_model(folder, dtype=torch.float32):
             raise Unfit(
                 f"its config.json has {config.n_layer} layers, but its files {len(files)} tensors"
             )
-        tokenizer = read_tokenizer(folder)
-        if tokenizer and tokenizer.vocab_size > config.vocab_size:
-            raise Unfit(f"{tokenizer.vocab_size} tokens, but {config.vocab_size} rows for them")
+        tokenizer = tokenizer_for(config, folder)
         weights = read_weights(files, config, modules, dtype)
         return assembled(config, weights).eval(), tokenizer
+
+
+def tokenizer_for(config, folder):
+    """The tokenizer in a folder, or None; raises Unfit if the model has fewer rows than tokens."""
+    tokenizer = read_tokenizer(folder)
+    if tokenizer and tokenizer.vocab_size > config.vocab_size:
+        raise Unfit(f"{tokenizer.vocab_size} tokens, but {config.vocab_size} rows for them")
+    return tokenizer
 
 
 @contextmanager

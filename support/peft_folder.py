@@ -30,10 +30,10 @@ from support.huggingface import (
     save_json,
     save_weights,
     their_config,
+    tokenizer_for,
     with_first_word,
 )
 from support.tensor_files import TensorFiles
-from support.tokenizer_files import read_tokenizer
 from support.weights import GPT2, PARTS, parameter_shapes, place_of, take
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -88,8 +88,8 @@ def merge_adapter(folder, model):
         expect(settings, **SUPPORTED)
         _, modules = their_config(model.config)
         places = places_of(parameter_shapes(model.config), modules)
-        stored = {in_the_base(name): name for name in tensors}
-        stored = {full: stored[name] for full, name in with_first_word(stored, modules).items()}
+        short = {in_the_base(name): name for name in tensors}
+        stored = {full: short[name] for full, name in with_first_word(short, modules).items()}
         check_names(stored, {place.name for place in places.values()}, model.config)
         weights = model.state_dict()
         for name, place in places.items():
@@ -104,11 +104,7 @@ def merge_adapter(folder, model):
                 up = up if place.part is None else up.chunk(len(PARTS))[place.part]
                 check_shape(module, (len(up), down.size(1)), weight)
                 weight.copy_(weight.float() + scale * up @ down)
-        tokenizer = read_tokenizer(folder)
-        if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
-            rows = model.config.vocab_size
-            raise Unfit(f"{tokenizer.vocab_size} tokens, but {rows} rows for them in its base")
-        return tokenizer
+        return tokenizer_for(model.config, folder)
 
 
 def in_the_base(name):

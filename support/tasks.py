@@ -424,8 +424,8 @@ def batch_of(examples, pack=False, hide_padding=False):
 def by_length(rows):
     """Yield the indices of the rows in batches, shortest rows first; show how far it is."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    bar = tqdm(total=len(rows), desc="answering", disable=None, leave=False, delay=SHOWN_AFTER)
-    with bar:
+    shown = {"desc": "answering", "disable": None, "leave": False, "delay": SHOWN_AFTER}
+    with tqdm(total=len(rows), **shown) as bar:
         for first in range(0, len(order), ANSWERED_AT_ONCE):
             chosen = order[first : first + ANSWERED_AT_ONCE]
             yield chosen
