@@ -7,6 +7,7 @@ processes, which hold the same model and each compute a part of every step.
 import ctypes
 import errno
 import inspect
+import math
 import os
 import signal
 import sys
@@ -212,7 +213,8 @@ def compiled(model, setting, world, example):
     """`torch.compile(model)` if `setting` asks for it and it works on `example`; else the model.
 
     `auto` compiles on CUDA only: elsewhere the compiler often costs more than a short run gains.
-    Compiled code may be wrong: GCC 12 on an Emerald Rapids turned rotary positions into nan.
+    Compiled code may be wrong: GCC 12 on an Emerald Rapids turned rotary positions into nan, and
+    torch 2.11 a loss summed in place into one without gradients.
     """
     if setting is False or (setting == "auto" and world.device.type != "cuda"):
         return model
@@ -221,8 +223,10 @@ def compiled(model, setting, world, example):
         with world.precision():
             _, loss = compiled_model(**world.place(example))
         loss.backward()
-        if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
-            reason = "gradients that are not finite"
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if not 0 < norm < math.inf:
+            reason = f"gradients of norm {norm:g}"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler may raise anything; go without it

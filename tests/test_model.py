@@ -344,6 +344,17 @@ def test_a_model_learns_the_same_with_either_loss():
         torch.testing.assert_close(mine, theirs)
 
 
+def test_compiled_a_model_has_the_same_gradients():
+    tokens, model, gradients = some_tokens(), scrambled(make("fast")), []
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        _, loss = forward(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize(("block_size", "kernel"), [(256, False), (257, True)])
 def test_short_contexts_on_a_cpu_are_attended_to_by_the_formula(monkeypatch, block_size, kernel):
     used = []
