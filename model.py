@@ -501,7 +501,7 @@ class SummedLoss(torch.autograd.Function):
             target_log_p = log_p.gather(1, target)                                 # (n, 1)
             if smoothing:
                 target_log_p = target_log_p.lerp(log_p.mean(dim=1, keepdim=True), smoothing)
-            total = total - (target_log_p * is_scored).sum()  # in place, torch 2.11 compiles it wrong
+            total = total - (target_log_p * is_scored).sum()  # (-= compiles wrong in torch 2.11)
             if to_hidden or to_weight:
                 grad = logits_gradient(log_p, logits, target, softcap, smoothing).type_as(h)
             if to_hidden:

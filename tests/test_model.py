@@ -344,6 +344,7 @@ def test_a_model_learns_the_same_with_either_loss():
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
 def test_compiled_a_model_has_the_same_gradients():
     tokens, model, gradients = some_tokens(), scrambled(make("fast")), []
     for forward in (model, torch.compile(model, backend="aot_eager")):
