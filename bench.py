@@ -109,15 +109,17 @@ def peak_memory(device):
 
 
 def ceiling(device):
-    """This machine's peak rates: of matrix products of GPT-2's shapes, and of reading memory.
+    """This machine's peak rates: of matrix products (GPT-2's shapes), and of reading memory.
 
-    The products are timed in float32 and in the precision that should be fast on this machine.
+    The products are timed in float32 and in the precision that should be fast on this machine. A
+    GPU's must be larger to keep all of it busy.
     """
+    rows, inputs, outputs = (2048, 768, 3072) if device.type == "cpu" else (8192, 8192, 8192)
     limits = {}
     for dtype in dict.fromkeys((torch.float32, pick_dtype("auto", device))):
-        a = torch.randn(2048, 768, device=device).to(dtype)
-        b = torch.randn(768, 3072, device=device).to(dtype)
-        rate = 2 * 2048 * 768 * 3072 / median_seconds(partial(torch.mm, a, b))
+        a = torch.randn(rows, inputs, device=device).to(dtype)
+        b = torch.randn(inputs, outputs, device=device).to(dtype)
+        rate = 2 * rows * inputs * outputs / median_seconds(partial(torch.mm, a, b))
         limits[f"{str(dtype).removeprefix('torch.')}_flops"] = rate
     memory = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
     reading = memory.numel() * memory.element_size() / median_seconds(memory.sum)
@@ -127,7 +129,7 @@ def ceiling(device):
 # ------------------------------------------------------------------------------ the contestants
 
 
-def our_model(config):
+def our_model(config, **options):
     torch.manual_seed(0)
     return Transformer(
         ModelConfig(
@@ -136,6 +138,7 @@ def our_model(config):
             n_layer=config.n_layer,
             n_head=config.n_head,
             n_embd=config.n_embd,
+            **options,
         )
     )
 
@@ -182,17 +185,17 @@ def timed_training(step, config):
     }
 
 
-def train_ours(config, compile=False, fp8=False):
+def train_ours(config, compile=False, fp8=False, **options):
     """A step of train.py: gradients of a batch, clipping, AdamW."""
     with open_world(config.device) as world:
-        model = our_model(config).to(world.device)
+        model = our_model(config, **options).to(world.device)
         if fp8:
             use_fp8(model, world.device)
         settings = TrainConfig(vocab_size=50304, optimizer="adamw", batch_size=config.batch_size)
         optimizers = make_optimizers(model, settings)
         inputs, targets = random_tokens(config, "cpu")
         batches = [{"inputs": inputs, "targets": targets}]
-        compiled_model = compiled(model, compile, world, batches[0])
+        compiled_model = compiled(model, compile, world, batches[0], lambda: math.inf)
         scaler = torch.amp.GradScaler(world.device.type, enabled=False)
 
         def step():
@@ -229,17 +232,18 @@ def train_nanogpt(config, compile):
         return timed_training(step, config)
 
 
-def train_transformers(config, weights=torch.float32, autocast=True):
+def train_transformers(config, weights=torch.float32, autocast=True, compile=False):
     """A plain training loop around transformers' GPT-2."""
     with open_world(config.device, "auto") as world:
         model = transformers_model(config).to(world.device, weights).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
         precision = torch.autocast(world.device.type, torch.bfloat16, enabled=autocast)
+        compiled_model = torch.compile(model) if compile else model
         inputs, targets = random_tokens(config, world.device)
 
         def step():
             with precision:
-                logits = model(inputs, use_cache=False).logits
+                logits = compiled_model(inputs, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten()
             )
@@ -288,7 +292,7 @@ def timed_writing(write, config):
     }
 
 
-def sample_transformers(config, dtype):
+def sample_transformers(config, dtype, **options):
     """transformers' greedy `generate`."""
     with open_world(config.device, "auto") as world, torch.inference_mode():
         model = transformers_model(config).to(world.device, dtype).eval()
@@ -296,7 +300,12 @@ def sample_transformers(config, dtype):
 
         def write(n):
             model.generate(
-                prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
+                prompt,
+                max_new_tokens=n,
+                min_new_tokens=n,
+                do_sample=False,
+                pad_token_id=0,
+                **options,
             )
 
         return timed_writing(write, config)
@@ -403,12 +412,14 @@ CONTESTANTS = {
     "train": {
         "ours": train_ours,
         "ours, compiled": partial(train_ours, compile=True),
-        "ours, compiled, fp8": partial(train_ours, compile=True, fp8=True),
+        "ours, compiled, narrow": partial(train_ours, compile=True, narrow_residual=True),
+        "ours, compiled, fp8": partial(train_ours, compile=True, fp8=True, narrow_residual=True),
         "nanoGPT": partial(train_nanogpt, compile=False),
         "nanoGPT, compiled": partial(train_nanogpt, compile=True),
         "transformers, float32": partial(train_transformers, autocast=False),
         "transformers, bf16 autocast": train_transformers,
         "transformers, bf16": partial(train_transformers, weights=torch.bfloat16, autocast=False),
+        "transformers, compiled": partial(train_transformers, compile=True),
     },
     "sample": {
         "ours": sample_ours,
@@ -417,6 +428,10 @@ CONTESTANTS = {
         "nanoGPT": sample_nanogpt,
         "transformers, float32": partial(sample_transformers, dtype=torch.float32),
         "transformers, bf16": partial(sample_transformers, dtype=torch.bfloat16),
+        # On a GPU: a cache of fixed size, and a compiled step in a CUDA graph, as in gpt-fast.
+        "transformers, compiled": partial(
+            sample_transformers, dtype=torch.bfloat16, cache_implementation="static"
+        ),
     },
     "prepare": {
         "ours": partial(timed_preparation, with_ours=True),
@@ -446,6 +461,8 @@ def contestants(config):
     device = pick_device(config.device)
     if not multiplies_fp8(device) or importlib.util.find_spec("torchao") is None:
         names = [name for name in names if "fp8" not in name]
+    if device.type != "cuda" and config.what == "sample":
+        names = [name for name in names if name != "transformers, compiled"]
     if pick_dtype("auto", device) == torch.float32:
         slow = [name for name in names if "bf16" in name]
         if slow:

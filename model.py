@@ -53,6 +53,7 @@ class ModelConfig:
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
     fused_attention: Literal["auto", True, False] = "auto"  # True: one kernel; False: the formula
     fused_loss: bool = True  # never hold all logits at once; False: cross-entropy written out
+    narrow_residual: bool = False  # carry the residual stream in 16 bits where products have 16
 
     def __post_init__(self):
         check_shape(self)
@@ -374,6 +375,8 @@ class Transformer(nn.Module):
             x = x + self.ngram_embedding(tokens, positions, segments)
         x, rotate = self.position(x, positions)
         x = self.dropout(x)
+        if self.config.narrow_residual:
+            x = x.to(product_dtype(x))
         for block in self.blocks:
             x = block(x, rotate, mask, cache)
         if at is not None:
@@ -398,7 +401,7 @@ class Transformer(nn.Module):
             positions = torch.arange(T, device=inputs.device)[None]
         else:
             length, n_keys, static = cache.longest + T, cache.n_keys(T), cache.static
-            positions = cache.positions(T)
+            positions = cache.reserve(T)
         if length > self.config.block_size:
             raise ValueError(f"{length} tokens do not fit block_size={self.config.block_size}")
         return positions, attention_mask(positions, n_keys, self.config.causal, segments, static)
@@ -441,7 +444,7 @@ def initialize(model, config):
 # ----------------------------------------------------------------------------------------- the loss
 
 LOGITS_AT_ONCE = 2**21  # in a piece of the loss, or 512 rows if that is more: 8 MB of float32
-LOGITS_AT_ONCE_ON_A_GPU = 2**27  # which prefers large products: half a gigabyte
+LOGITS_AT_ONCE_ON_A_GPU = 2**28  # which prefers large products: a gigabyte
 
 
 def capped(logits, softcap):
@@ -523,7 +526,11 @@ def logits_gradient(log_p, logits, target, softcap, smoothing):
     grad = log_p.exp_()
     if smoothing:
         grad -= smoothing / grad.size(1)
-    grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1))
+    if torch.compiler.is_compiling():  # in one kernel with the rest, which a scatter would end
+        is_target = torch.arange(grad.size(1), device=grad.device) == target
+        grad = grad - (1 - smoothing) * is_target
+    else:
+        grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1))
     if softcap:  # the derivative of tanh
         grad.addcmul_(grad, logits.div_(softcap).square_(), value=-1)
     return grad
@@ -602,15 +609,17 @@ class KVCache:
         self.longest = 0  # the largest of them, known without asking the device
         self.in_step = True  # whether all of them are equal
         self.static = False  # True: hand out all positions, filled or not: shapes stay the same
+        self.new = None  # positions of the tokens that are being read, from `reserve`
 
     def n_keys(self, T):
         """How many positions are handed out after T new ones are stored: S."""
         return self.capacity if self.static else self.longest + T
 
-    def positions(self, T):
+    def reserve(self, T):
         """The positions of T new tokens: (B, T), or (1, T) where all rows have the same."""
         filled = self.lengths[:1, None] if self.in_step else self.lengths[:, None]
-        return filled + torch.arange(T, device=self.lengths.device)
+        self.new = filled + torch.arange(T, device=self.lengths.device)
+        return self.new
 
     def append_tokens(self, inputs, positions):
         """Store tokens (B, T), for the n-grams; all that are stored then: (B, S)."""
@@ -619,15 +628,15 @@ class KVCache:
 
     def append(self, layer, k, v):
         """Append k and v (B, K, T, D) to those of `layer`; all of them then: (B, K, S, D)."""
-        T, S = k.size(2), self.n_keys(k.size(2))
+        S = self.n_keys(k.size(2))
         keys, values = self.keys[layer], self.values[layer]
         if self.in_step:
             keys[:, :, self.longest:S] = k
             values[:, :, self.longest:S] = v
         else:
-            rows, columns = torch.arange(k.size(0), device=k.device)[:, None], self.positions(T)
-            keys[rows, :, columns] = k.transpose(1, 2).to(keys.dtype)
-            values[rows, :, columns] = v.transpose(1, 2).to(values.dtype)
+            at = self.new[:, None, :, None].expand_as(k)                           # (B, K, T, D)
+            keys.scatter_(2, at, k.to(keys.dtype))
+            values.scatter_(2, at, v.to(values.dtype))
         return keys[:, :, :S], values[:, :, :S]
 
     def advance(self, T):

@@ -155,8 +155,9 @@ def generate(
         probabilities = distribution(logits[:, :vocab_size], seen)
         tokens = draw(probabilities, generator)  # (B, 1)
         seen.scatter_(1, tokens, True)
-        yield tokens[:, 0].tolist()
-        for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
+        new = tokens[:, 0].tolist()
+        yield new
+        for row, token in zip(rows, new, strict=True):
             row.append(token)
         if i + 1 == max_new_tokens:
             break

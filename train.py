@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from support.report import (
     farewell,
     in_words,
     quoted,
+    run_flops,
     show_plan,
     show_shift,
 )
@@ -96,7 +98,7 @@ class TrainConfig(ModelConfig):
     device: str = "auto"  # cuda, cuda:1, mps or cpu
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     fp8: bool = False  # products in the blocks in 8 bits, on GPUs that can (pip install torchao)
-    compile: bool | Literal["auto"] = "auto"  # fuse operations with torch.compile
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, for longer runs
     gradient_checkpointing: bool = False  # recompute blocks when going backward: less memory
 
     def __post_init__(self):
@@ -459,7 +461,8 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             state = snapshot(progress, config, model, optimizers, ema, scaler)
             save_checkpoint(Path(config.out_dir) / name, metadata | state)
 
-    compiled_model = compiled(model, config.compile, world, batch_at(progress.step)[0])
+    example, flops = batch_at(progress.step)[0], partial(run_flops, model, config)
+    compiled_model = compiled(model, config.compile, world, example, flops)
     ddp_model = world.data_parallel(compiled_model)
     began = time.perf_counter() - 60 * progress.minutes
     model.train()

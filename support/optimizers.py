@@ -7,7 +7,6 @@ These start a second sooner, since PyTorch's import its compiler, and Muon makes
 from collections import defaultdict
 
 import torch
-from torch.optim.adamw import adamw
 
 from support.processes import pick_dtype
 
@@ -42,37 +41,39 @@ class AdamW(Optimizer):
         w = w - lr decay w - lr m' / (√v' + eps)
 
     where m' and v' correct for the start at 0: m' = m / (1 - beta1^t) after t steps. PyTorch does
-    the arithmetic, fused into one pass over memory where the device supports that.
+    the arithmetic, fused into one pass over memory.
     """
 
     def __init__(self, groups, betas=(0.9, 0.95), eps=1e-8):
         super().__init__(groups, betas=betas, eps=eps)
 
     def change(self, params, group):
+        begun = torch.zeros((), device=params[0].device)  # one count for all that begin together
         for p in params:
             if not self.state[p]:
                 self.state[p] = {
-                    "step": torch.zeros((), device=p.device),
+                    "step": begun,
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
         states = [self.state[p] for p in params]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(list({id(step): step for step in steps}.values()), 1)
         beta1, beta2 = group["betas"]
-        adamw(
+        torch._fused_adamw_(
             params,
-            grads=[p.grad for p in params],
-            exp_avgs=[state["exp_avg"] for state in states],
-            exp_avg_sqs=[state["exp_avg_sq"] for state in states],
-            state_steps=[state["step"] for state in states],
-            max_exp_avg_sqs=[],
-            amsgrad=False,
-            maximize=False,
-            fused=params[0].device.type in ("cuda", "mps", "cpu"),
+            [p.grad for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
         )
 
 

@@ -30,6 +30,7 @@ UNUSABLE_PLACE = {
     errno.EROFS,
     errno.ENAMETOOLONG,
 }
+WORTH_COMPILING = 5e15  # FLOPs of a run, by `flops_per_token`: about a minute of a large GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -209,14 +210,16 @@ class StopSignal:
             print(f"\n{name}: saving after this step (repeat to stop immediately)", file=sys.stderr)
 
 
-def compiled(model, setting, world, example):
+def compiled(model, setting, world, example, run_flops):
     """`torch.compile(model)` if `setting` asks for it and it works on `example`; else the model.
 
-    `auto` compiles on CUDA only: elsewhere the compiler often costs more than a short run gains.
-    Compiled code may be wrong: GCC 12 on an Emerald Rapids turned rotary positions into nan, and
-    torch 2.11 a loss summed in place into one without gradients.
+    `auto` compiles on CUDA, for runs that gain more than the compiler's half minute: run_flops() is
+    what the run computes. Compiled code may be wrong: GCC 12 on an Emerald Rapids turned rotary
+    positions into nan, and torch 2.11 a loss summed in place into one without gradients.
     """
-    if setting is False or (setting == "auto" and world.device.type != "cuda"):
+    if setting == "auto":
+        setting = world.device.type == "cuda" and run_flops() >= WORTH_COMPILING
+    if not setting:
         return model
     compiled_model, reason = torch.compile(model), ""
     try:

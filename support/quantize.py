@@ -6,6 +6,7 @@ two with a kernel made for that.
 """
 
 import warnings
+from functools import cache
 
 import torch
 from torch import nn
@@ -123,9 +124,9 @@ class Int8Linear(LowPrecisionLinear):
     def without_kernel(self, x):
         """The product with x as it is."""
         rows = x.flatten(0, -2)  # (N, inputs)
-        fits = x.device.type != "mps" or not any(n % MPS_DIVISOR for n in self.weight.shape)
-        if len(rows) <= INT8_ROWS and fits:
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
+        multiply = int8_product(x.device.type, self.weight) if len(rows) <= INT8_ROWS else None
+        if multiply:
+            y = multiply(rows, self.weight, self.scale)
         else:
             y = F.linear(rows, self.weight.type_as(x)) * self.scale
         return y.type_as(x).unflatten(0, x.shape[:-1])
@@ -158,6 +159,32 @@ def prepack_int8(weight, scale):
     zeros = torch.zeros(len(scale), dtype=torch.long)
     integers = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
     return torch.ops.quantized.linear_prepack(integers, None)
+
+
+def int8_product(device_type, weight):
+    """A kernel for a few rows with weights of 8 bits (outputs, inputs); None if there is none."""
+    if device_type == "cuda":  # PyTorch's takes many times as long as 16-bit weights do
+        return triton_product()
+    if device_type == "mps" and any(n % MPS_DIVISOR for n in weight.shape):
+        return None
+    return pytorch_product
+
+
+def pytorch_product(x, weight, scale):
+    return torch._weight_int8pack_mm(x.bfloat16(), weight, scale.bfloat16())
+
+
+@cache
+def triton_product():
+    """The kernel of support/int8_kernel.py; None where Triton or its compiler is missing."""
+    try:
+        from support.int8_kernel import int8_product
+
+        weight = torch.ones(1, 16, dtype=torch.int8, device="cuda")
+        int8_product(weight.bfloat16(), weight, weight[0].bfloat16())
+    except Exception:  # a compiler may raise anything
+        return None
+    return int8_product
 
 
 def replace_linears(model, Layer):

@@ -317,9 +317,18 @@ def flops_per_token(model, block_size):
     return 6 * weights + 12 * attention
 
 
+def run_flops(model, config):
+    """FLOPs to train for all steps that a config allows."""
+    return config.max_iters * tokens_per_step(config) * flops_per_token(model, config.block_size)
+
+
+def tokens_per_step(config):
+    return config.batch_size * config.gradient_accumulation_steps * config.block_size
+
+
 def show_plan(model, config, dataset, world):
     """Print the plan of a run: nanoGPT's lines, and for a dry run also its cost and memory."""
-    per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
+    per_step = tokens_per_step(config)
     n_weights = sum(p.numel() for p in model.parameters())
     counted = n_weights - sum(p.numel() for p in model.position.parameters())  # as in nanoGPT
     precision = str(world.dtype).removeprefix("torch.")
@@ -333,11 +342,12 @@ def show_plan(model, config, dataset, world):
     for warning in () if config.eval_only else doubts(config, epochs, n_weights):
         print(f"warning: {warning}")
     if config.dry_run:
-        show_cost(model, config, dataset, world, per_step)
+        show_cost(model, config, dataset, world)
 
 
-def show_cost(model, config, dataset, world, per_step):
+def show_cost(model, config, dataset, world):
     """Print what the run would cost, which also checks that its settings work together."""
+    per_step = tokens_per_step(config)
     tokens = config.max_iters * per_step
     per_token = flops_per_token(model, config.block_size)
     limit = "at most " if config.max_minutes else ""
@@ -347,7 +357,7 @@ def show_cost(model, config, dataset, world, per_step):
         f"{tokens / len(dataset.train):.2f} epochs",
         "cost": f"{per_token / 1e6:,.1f} MFLOP per token, "
         f"{per_token * per_step / 1e9:,.0f} GFLOP per step, "
-        f"{per_token * tokens / 1e15:,.3f} PFLOP in total",
+        f"{run_flops(model, config) / 1e15:,.3f} PFLOP in total",
         "evaluation": f"{math.ceil(config.max_iters / config.eval_interval) + 1} times, "
         f"{config.eval_iters or 'all'} batches of each split",
     }

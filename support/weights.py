@@ -13,7 +13,8 @@ from model import Transformer
 
 # Fields of a model's config that do not change what its weights mean.
 CHANGEABLE = (
-    "dropout attention_dropout shared_dropout label_smoothing fused_attention fused_loss".split()
+    "dropout attention_dropout shared_dropout label_smoothing fused_attention fused_loss "
+    "narrow_residual".split()
 )
 # Our module -> theirs. `blocks` precedes the block's index; the others precede or follow both.
 GPT2 = {

@@ -416,6 +416,25 @@ def test_a_batch_without_targets_has_loss_zero_and_finite_gradients():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@every_variant
+def test_a_narrow_residual_stream_has_16_bits_where_products_have(variant):
+    model, tokens, losses, streams = make(variant), some_tokens(), {}, []
+    scrambled(model).blocks[-1].register_forward_hook(lambda _block, _inputs, x: streams.append(x))
+    for narrow in (False, True):
+        model.config.narrow_residual = narrow
+        with torch.autocast("cpu", torch.bfloat16):
+            losses[narrow] = model(tokens[:, :-1], tokens[:, 1:])[1].item()
+        model(tokens)
+    assert [x.dtype for x in streams] == [
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+        torch.float32,
+    ]
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
+
+
 def test_softcap_bends_logits_but_keeps_their_order():
     model = scrambled(make("fast", softcap=2.0))
     with torch.no_grad():

@@ -5,7 +5,15 @@ import signal
 import pytest
 import torch
 
-from support.processes import StopSignal, World, open_world, pick_device, pick_dtype
+from support.processes import (
+    WORTH_COMPILING,
+    StopSignal,
+    World,
+    compiled,
+    open_world,
+    pick_device,
+    pick_dtype,
+)
 
 CPU = torch.device("cpu")
 
@@ -72,3 +80,21 @@ def test_the_first_signal_asks_and_the_second_insists(capsys):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
     assert "SIGTERM: saving after this step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "flops", "expected"),
+    [
+        ("auto", "cuda", WORTH_COMPILING, True),
+        ("auto", "cuda", WORTH_COMPILING / 2, False),
+        ("auto", "cpu", WORTH_COMPILING, False),
+        (True, "cpu", 0, True),
+        (False, "cuda", WORTH_COMPILING, False),
+    ],
+)
+def test_auto_compiles_long_runs_on_a_gpu(monkeypatch, setting, device, flops, expected):
+    asked = []
+    monkeypatch.setattr(torch, "compile", asked.append)
+    world = World(torch.device(device), torch.float32)
+    compiled(torch.nn.Linear(1, 1), setting, world, {}, lambda: flops)
+    assert bool(asked) == expected
