@@ -428,7 +428,7 @@ CONTESTANTS = {
         "nanoGPT": sample_nanogpt,
         "transformers, float32": partial(sample_transformers, dtype=torch.float32),
         "transformers, bf16": partial(sample_transformers, dtype=torch.bfloat16),
-        # On a GPU: a cache of fixed size, and a compiled step in a CUDA graph, as in gpt-fast.
+        # A cache of fixed size, and a compiled step in a CUDA graph: the method of gpt-fast.
         "transformers, compiled": partial(
             sample_transformers, dtype=torch.bfloat16, cache_implementation="static"
         ),
@@ -443,6 +443,7 @@ CONTESTANTS = {
         "nanoGPT": loss_nanogpt,
     },
 }
+ON_A_GPU = ("train", "ours, compiled, narrow"), ("sample", "transformers, compiled")
 
 
 # ------------------------------------------------------------------------------------ the contest
@@ -459,10 +460,10 @@ def contestants(config):
     if importlib.util.find_spec("transformers") is None:
         missing.append(("transformers", "pip install transformers"))
     device = pick_device(config.device)
+    if device.type != "cuda":
+        names = [name for name in names if (config.what, name) not in ON_A_GPU]
     if not multiplies_fp8(device) or importlib.util.find_spec("torchao") is None:
         names = [name for name in names if "fp8" not in name]
-    if device.type != "cuda" and config.what == "sample":
-        names = [name for name in names if name != "transformers, compiled"]
     if pick_dtype("auto", device) == torch.float32:
         slow = [name for name in names if "bf16" in name]
         if slow:

@@ -136,7 +136,7 @@ def draw(runs, metric, over, path):
             label = f"{i + 1} {run.name}" if run.name.isascii() else f"{i + 1}"
             axes.plot(times, values, color=color, marker="o", ms=4, label=label)
         later = [record[metric] for run in runs for record in run.curve(metric)[1:]]
-        if later:  # what was before training would flatten all the rest
+        if len(later) > len(runs):  # curves, which what was before training would flatten
             margin = (max(later) - min(later)) / 10 or 0.1
             axes.set_ylim(min(later) - margin, max(later) + margin)
         pale = " (pale: of training)" if metric == "val_loss" else ""

@@ -13,6 +13,7 @@ norm = "rmsnorm"
 position = "rope"
 mlp = "swiglu"
 tie_weights = False
+narrow_residual = True  # 16 bits: a few per cent faster
 vocab_size = 50304
 
 batch_size = 12

@@ -44,6 +44,13 @@ def pytest_configure(config):
     torch.backends.mps.is_available = lambda: False  # on a Mac too, the tests run on the CPU
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(request, monkeypatch):
+    """With a GPU too, the tests run on the CPU: all but tests/test_gpu.py."""
+    if not request.module.__name__.endswith("test_gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def tiny_text():
     """Some words in a random order, in two languages."""
     words = ["the", "cat", "saw", "a", "dog", "and", "ran", "home", "猫", "看见", "狗", "就", "跑"]

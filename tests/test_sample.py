@@ -404,17 +404,6 @@ def test_what_cannot_be_recorded_is_told_and_done_step_by_step(monkeypatch, caps
     assert capsys.readouterr().err == "\nrecord: not possible here (operation not permitted)\n"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_writes_the_same_from_a_graph():
-    model = make_model().cuda()
-    for prompts in ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]]):
-        alone, graph = (
-            list(generate(model, prompts, 60, GREEDY, 50, context=Context(model, recorded)))
-            for recorded in (False, True)
-        )
-        assert graph == alone
-
-
 # --------------------------------------------------------------------------- guessing ahead
 
 
