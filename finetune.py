@@ -83,7 +83,7 @@ class FinetuneConfig(TrainConfig):
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # auto: by file name
     fields: tuple[str, ...] = ()  # the file's names for ours: --fields text=message label=topic
     encoding: str = "utf-8"  # of the file; Excel saves Chinese in gb18030
-    val_fraction: float = 0.1  # of a single file, and the same again for testing
+    val_fraction: float = 0.1  # of a single file, and the same again for testing; 1: all of it
     generative: bool = False  # classification: generate the label as text, with no head for labels
     long: Literal["cut", "chunk"] = "cut"  # examples beyond block_size: keep the end, or split
     pack: bool | Literal["auto"] = "auto"  # several examples per row; auto: with rotary positions
@@ -126,7 +126,10 @@ class FinetuneConfig(TrainConfig):
         super().__post_init__()
         check_range(self, "last_blocks lora_rank adapter_size prefix_length", at_least=1)
         check_range(self, "lora_dropout word_deletion word_swap token_shift", at_least=0, below=1)
-        check_range(self, "val_fraction", above=0, below=0.5)
+        if self.val_fraction == 1 and not self.eval_only:
+            raise ValueError("val_fraction=1 leaves nothing to learn from: for --eval_only=True")
+        if self.val_fraction != 1:
+            check_range(self, "val_fraction", above=0, below=0.5)
         check_range(self, "teacher_weight", at_least=0, at_most=1)
         check_range(self, "teacher_temperature epochs", above=0, below=math.inf)
         unknown = set(self.lora_targets) - set(MATRICES)

@@ -53,6 +53,23 @@ def baseline_labels(train, test):
     return {"most common label": by_count, "bag of words": by_words}
 
 
+def baseline_choices(test):
+    """Scores of choices from three baselines: {name: a list for each line, the highest is chosen}.
+
+    test: lists of {"prompt", "choices"}. At equal scores the first is chosen.
+    """
+    found = {"first choice": [], "longest choice": [], "words of the prompt": []}
+    for line in test:
+        choices, asked = line["choices"], set(bag(line["prompt"]))
+        found["first choice"].append([float(i == 0) for i in range(len(choices))])
+        longest = max(choices, key=len)
+        found["longest choice"].append([float(choice is longest) for choice in choices])
+        shares = [sum(w in asked for w in bag(c)) / len(bag(c)) for c in choices]
+        best = shares.index(max(shares))
+        found["words of the prompt"].append([float(i == best) for i in range(len(choices))])
+    return found
+
+
 def baseline_answers(train, test):
     """Answers for test from three baselines: {name: list of str}.
 

@@ -6,6 +6,7 @@
     {"instruction": …, "input": …, "output": …}   as in Alpaca         completion, chat
     {"messages": [{"role": …, "content": …}, …]}  or ShareGPT's        chat
     {"text": …, "label": …}                       or CSV, TSV          classification
+    {"prompt": …, "choices": […], "label": 2}     or columns A, B, …   choice
     {"tokens": […], "tags": […]}                  or columns (CoNLL)   tagging
 
 A .json file contains a list of such objects. Any error in a line ends the program with the file
@@ -24,7 +25,8 @@ from support.tokenizer import repair
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 ROLES = "system", "user", "assistant"
-OURS = "text label prompt completion instruction input output messages tokens tags".split()
+OURS = "text label prompt completion choices instruction input output messages tokens tags".split()
+LETTERS = "ABCDEFGHIJ"  # of choices, as columns of a table or as a label
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names for the roles
 SPLITS = {
     "train": ("train",),
@@ -48,6 +50,7 @@ FIELDS = (
     ("chat", {"conversations"}),
     ("completion", {"prompt", "completion"}),
     ("completion", {"instruction", "output"}),
+    ("choice", {"prompt", "choices"}),
     ("classification", {"text", "label"}),
     ("tagging", {"tokens", "tags"}),
     ("text", {"text"}),
@@ -58,8 +61,8 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encodi
     """{"train": lines, "val": lines, "test": lines} from a file, or from a folder with a file each.
 
     A line is a dict of the fields that `task` reads. A single file is split by the hash of its
-    lines, so that equal lines stay together. fields: pairs `text=message`, our name and the file's.
-    Exits with a message if anything is wrong.
+    lines, so that equal lines stay together; with val_fraction=1 each split is all of it. fields:
+    pairs `text=message`, our name and the file's. Exits with a message if anything is wrong.
     """
     check_encoding(encoding)
     path = Path("data") / path if (Path("data") / path).exists() else Path(path)
@@ -69,6 +72,8 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encodi
     files = files_in(path) if path.is_dir() else {"train": path}
     how = task, format, renamed, encoding
     found = {split: checked(file, *how) for split, file in files.items()}
+    if val_fraction == 1:
+        found |= {split: found.get(split, found["train"]) for split in ("val", "test")}
     if "val" not in found:
         shares = (val_fraction, 0.0 if "test" in found else val_fraction)
         found |= split_by_hash(found["train"], shares, found.get("test"), path)
@@ -288,7 +293,7 @@ def repaired(value):
         return {name: repaired(item) for name, item in value.items()}
     if isinstance(value, list):
         return [repaired(item) for item in value]
-    return repair(value)
+    return repair(value) if isinstance(value, str) else value
 
 
 def text(record, name, where):
@@ -397,6 +402,44 @@ def classification_line(record, where):
     return line
 
 
+def choice_line(record, where):
+    """A prompt, texts of which one continues it, and the index of that one, counted from 0.
+
+    The choices may be the columns A, B, … of a table, or {"text": […], "label": […]} as in ARC; the
+    label a number, a letter, one of ARC's labels, or the choice itself.
+    """
+    choices, names = record.get("choices"), list(LETTERS)
+    if isinstance(choices, dict):
+        choices, names = choices.get("text"), choices.get("label")
+    elif choices is None and "A" in record:
+        choices = [record[letter] for letter in LETTERS if record.get(letter)]
+    elif "choices" not in record:
+        raise SystemExit(f"{where}: no field 'choices', {what_is_there(record, 'choices')}")
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
+        raise SystemExit(f"{where}: choices must be a list of texts, found {str(choices)[:40]!r}")
+    if len(choices) < 2:
+        raise SystemExit(f"{where}: {len(choices)} choices: expected at least two")
+    prompt, label = text(record, "prompt", where), record.get("label")
+    return {"prompt": prompt, "choices": choices, "label": index_of(label, choices, names, where)}
+
+
+def index_of(label, choices, names, where):
+    """Which of the choices a label stands for: an index, a choice, one of `names`, or digits."""
+    found = label
+    if isinstance(label, str):
+        known = [*choices, *names[: len(choices)]]
+        if label.strip() in known:
+            found = known.index(label.strip()) % len(choices)
+        elif label.isdecimal():
+            found = int(label)
+    if type(found) is not int or not 0 <= found < len(choices):
+        raise SystemExit(
+            f"{where}: label={label!r} is none of the {len(choices)} choices: expected a number "
+            f"from 0 to {len(choices) - 1}, a letter from A, or the choice itself"
+        )
+    return found
+
+
 def tagging_line(record, where):
     tokens, tags = record.get("tokens"), record.get("tags")
     for name, value in (("tokens", tokens), ("tags", tags)):
@@ -432,5 +475,6 @@ LINES = {
     "completion": completion_line,
     "chat": chat_line,
     "classification": classification_line,
+    "choice": choice_line,
     "tagging": tagging_line,
 }

@@ -332,6 +332,8 @@ def show_weights(model):
 
 def shown(answer):
     """An answer on one line, shortened."""
+    if isinstance(answer, dict):  # of a choice, with its scores
+        answer = answer["choice"]
     text = " ".join(answer) if isinstance(answer, list) else answer.strip().replace("\n", " / ")
     return cut(text, 70)
 

@@ -6,6 +6,8 @@
     chat             {"messages"}              the tokens that the assistant says
     classification   {"text", "label"}         a label at the last token, with a head for labels;
                                                or, if generative, the label's own tokens
+    choice           {"prompt", "choices",     the tokens of the right choice; evaluated by which
+                      "label"}                 choice is the most likely, also without training
     tagging          {"tokens", "tags"}        a tag at the last token of each word
 
 Targets are -1 where nothing is to be learned. To add a task, subclass `Task`, override what
@@ -18,12 +20,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import regex
 import torch
 from tqdm import tqdm
 
 from model import IGNORED
 from sample import generate, next_token_distribution
-from support.baselines import baseline_answers, baseline_labels, baseline_tags
+from support.baselines import (
+    baseline_answers,
+    baseline_choices,
+    baseline_labels,
+    baseline_tags,
+)
 from support.chat import (
     conversation,
     conversation_to,
@@ -33,6 +41,7 @@ from support.chat import (
 )
 from support.labelling import LABEL, pieces
 from support.metrics import (
+    choice_numbers,
     class_numbers,
     class_report,
     draw_confusion,
@@ -43,6 +52,9 @@ from support.metrics import (
 from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
+SCORES_AT_ONCE = 2**26  # logits in a batch of choices: 256 MB in float32
+# Between texts of which one ends, or the other begins, with such a character stands no space.
+UNSPACED = regex.compile(r"[\s\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff01-\uff65]")
 SHOWN_AFTER = 5  # seconds: what takes longer has a progress bar
 SHORTEST_PROMPT = 16  # tokens of a prompt that a long answer leaves in a context of at least 32
 
@@ -220,6 +232,63 @@ class Chat(Completion):
         return "\n".join(texts[:last]), texts[last]
 
 
+class Choice(Task):
+    """A prompt and several continuations, one of them right: which does the model find likeliest?
+
+    An answer is {"choice": text, "log_probabilities": [one for each choice]}.
+    """
+
+    best_metric = "accuracy"
+    noisy_field = "prompt"
+
+    def texts(self, line):
+        return [line["prompt"], *line["choices"]]
+
+    def prompt(self, line):
+        """The tokens of the prompt, at least one."""
+        return [*self.first, *self.encode(line["prompt"])] or [0]
+
+    def choice(self, line, choice):
+        """The tokens of a choice, as it continues the prompt."""
+        return self.encode(continuing(line["prompt"], choice))
+
+    def examples(self, line):
+        prompt, choice = self.prompt(line), self.choice(line, self.right(line))
+        return [shifted(prompt + choice, [False] * len(prompt) + [True] * len(choice))]
+
+    def answers(self, model, lines):
+        rows, counts = [], []
+        for line in lines:
+            for choice in line["choices"]:
+                tokens = self.choice(line, choice)
+                rows.append([*self.prompt(line), *tokens][-self.config.block_size - 1 :])
+                counts.append(min(len(tokens), len(rows[-1]) - 1))
+        scores, answers = iter(log_probabilities(model, rows, counts)), []
+        for line in lines:
+            of_line = [next(scores) for _ in line["choices"]]
+            likeliest = line["choices"][of_line.index(max(of_line))]
+            answers.append({"choice": likeliest, "log_probabilities": of_line})
+        return answers
+
+    def right(self, line):
+        return line["choices"][line["label"]]
+
+    def numbers(self, lines, answers, loss, n_targets):
+        return choice_numbers(lines, [answer["log_probabilities"] for answer in answers])
+
+    def guesses(self, train, lines):
+        return {
+            name: [{"log_probabilities": scores} for scores in of_lines]
+            for name, of_lines in baseline_choices(lines).items()
+        }
+
+
+def continuing(prompt, text):
+    """The text as it continues the prompt: behind a space, where its language has spaces."""
+    has_gap = UNSPACED.match(prompt[-1:]) or UNSPACED.match(text) or not text[:1].isalnum()
+    return text if has_gap or not prompt else " " + text
+
+
 class Labelled:
     """Metrics and report of a classifier, whether a head or the generated text gives the label."""
 
@@ -337,6 +406,7 @@ TASKS = {
     "completion": Completion,
     "chat": Chat,
     "classification": Classification,
+    "choice": Choice,
     "tagging": Tagging,
 }
 
@@ -421,13 +491,13 @@ def batch_of(examples, pack=False, hide_padding=False):
 # --------------------------------------------------------------------- answers from the model
 
 
-def by_length(rows):
+def by_length(rows, at_once=ANSWERED_AT_ONCE):
     """Yield the indices of the rows in batches, shortest rows first; show how far it is."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     shown = {"desc": "answering", "disable": None, "leave": False, "delay": SHOWN_AFTER}
     with tqdm(total=len(rows), **shown) as bar:
-        for first in range(0, len(order), ANSWERED_AT_ONCE):
-            chosen = order[first : first + ANSWERED_AT_ONCE]
+        for first in range(0, len(order), at_once):
+            chosen = order[first : first + at_once]
             yield chosen
             bar.update(len(chosen))
 
@@ -442,6 +512,22 @@ def likeliest(model, rows):
         logits, _ = model(**{name: tensor.to(device) for name, tensor in batch.items()})
         for i, row in zip(chosen, logits.argmax(dim=2).cpu()):
             found[i] = row[: len(rows[i])]
+    return found
+
+
+def log_probabilities(model, rows, counts):
+    """The log-probability of the last tokens of each row (a list), `counts` of them, in nats."""
+    device, found, longest = model.token_embedding.weight.device, [0.0] * len(rows), max(counts)
+    at_once = SCORES_AT_ONCE // (longest * model.config.vocab_size)
+    for chosen in by_length(rows, min(max(1, at_once), ANSWERED_AT_ONCE)):
+        batch = batch_of([shifted(rows[i], [True] * len(rows[i])) for i in chosen])
+        ends = torch.tensor([[len(rows[i]) - 1] for i in chosen])
+        at = (ends - torch.arange(longest, 0, -1)).clamp(min=0)  # (B, longest), the row's last
+        targets = batch["targets"].gather(1, at)[:, :, None]
+        logits, _ = model(batch["inputs"].to(device), at=at.to(device))
+        of_tokens = logits.float().log_softmax(dim=2).cpu().gather(2, targets)[:, :, 0]
+        for i, row in zip(chosen, of_tokens):
+            found[i] = row[longest - counts[i] :].sum().item()
     return found
 
 

@@ -1,7 +1,13 @@
 """What guessing would reach: simple, the same each time, and blind to the answers of the test."""
 
 from support import baselines
-from support.baselines import bag, baseline_answers, baseline_labels, baseline_tags
+from support.baselines import (
+    bag,
+    baseline_answers,
+    baseline_choices,
+    baseline_labels,
+    baseline_tags,
+)
 
 
 def labelled(*pairs):
@@ -92,3 +98,19 @@ def test_tags_are_guessed_from_the_token_and_from_its_neighbours():
 def test_of_tags_that_are_equally_common_the_first_is_taken():
     train = [{"tokens": ["May", "May"], "tags": ["B-PER", "O"]}]
     assert baseline_tags(train, train)["each token's most common tag"] == [["B-PER", "B-PER"]]
+
+
+def test_choices_are_guessed_by_their_place_their_length_and_their_words():
+    lines = [
+        {"prompt": "the cat ran home", "choices": ["a dog", "the cat", "a large bird"]},
+        {"prompt": "猫跑回家", "choices": ["狗叫", "猫跑", "小鸟飞走"]},
+    ]
+    picked = {
+        name: [scores.index(max(scores)) for scores in of_lines]
+        for name, of_lines in baseline_choices(lines).items()
+    }
+    assert picked == {
+        "first choice": [0, 0],
+        "longest choice": [2, 2],
+        "words of the prompt": [1, 1],
+    }

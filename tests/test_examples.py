@@ -1,6 +1,7 @@
 """Files of examples: every usual form is read, and whatever is wrong is named with its line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -297,3 +298,55 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest():
     Path("我的问答.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"contains 我的问答.jsonl, a.* and 11 more"):
         open_examples("我的问题.jsonl", "completion")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "p", "choices": ["x", "y", "z"], "label": 1},
+        {"prompt": "p", "choices": ["x", "y", "z"], "label": "1"},
+        {"prompt": "p", "choices": ["x", "y", "z"], "label": "B"},
+        {"prompt": "p", "choices": ["x", "y", "z"], "label": "y"},
+        {
+            "prompt": "p",
+            "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]},
+            "label": "2",
+        },
+        {"prompt": "p", "A": "x", "B": "y", "C": "z", "D": "", "label": "B"},
+    ],
+)
+def test_the_right_choice_is_a_number_a_letter_or_the_choice(record):
+    expected = {"prompt": "p", "choices": ["x", "y", "z"], "label": 1}
+    assert line_of(record, "choice", {}, "f") == expected
+
+
+def test_a_choice_that_is_a_number_is_meant_before_its_place():
+    record = {"prompt": "1 + 0 =", "choices": ["0", "2", "1"], "label": "1"}
+    assert line_of(record, "choice", {}, "f")["label"] == 2
+    assert line_of(record | {"label": 1}, "choice", {}, "f")["label"] == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"prompt": "p", "choices": ["x", "y"], "label": 2}, "label=2 is none of the 2 choices"),
+        ({"prompt": "p", "choices": ["x", "y"], "label": "C"}, "a number from 0 to 1, a letter"),
+        ({"prompt": "p", "choices": ["x", "y"], "label": True}, "label=True is none"),
+        ({"prompt": "p", "choices": ["x", "y"]}, "label=None is none"),
+        ({"prompt": "p", "choices": ["x"], "label": 0}, "1 choices: expected at least two"),
+        ({"prompt": "p", "choices": "xy", "label": 0}, "must be a list of texts, found 'xy'"),
+        ({"prompt": "p", "choices": ["x", ""], "label": 0}, "must be a list of texts"),
+        ({"prompt": "p", "label": 0}, "no field 'choices', found prompt, label; if the file"),
+        ({"choices": ["x", "y"], "label": 0}, "no field 'prompt'"),
+        ({"text": "t", "label": "x"}, "that is for --task=classification"),
+    ],
+)
+def test_what_is_wrong_with_choices_is_told(record, told):
+    with pytest.raises(SystemExit, match=f"f, line 1: .*{re.escape(told)}"):
+        line_of(record, "choice", {}, "f, line 1")
+
+
+def test_a_file_may_be_judged_whole():
+    wrote("moods.jsonl", MOODS)
+    found = open_examples("moods.jsonl", "classification", val_fraction=1)
+    assert found["val"] == found["test"] == found["train"] == MOODS

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 import finetune as finetune_module
 import sample
+import support.tasks as tasks_module
 from finetune import FinetuneConfig, all_examples, example_batches, fitting, noisy
 from model import IGNORED, ModelConfig, Transformer
 from support.chat import without_thoughts
@@ -26,7 +28,7 @@ from support.examples import checked
 from support.huggingface import write_model
 from support.labelling import words_of
 from support.processes import World
-from support.tasks import Example, batch_of, open_task, shifted
+from support.tasks import Example, batch_of, continuing, open_task, shifted
 from support.tokenizer import (
     byte_tokenizer,
     char_tokenizer,
@@ -68,6 +70,10 @@ LINES = {
     ],
     "classification": [
         {"text": f"a {a} ran home " * (1 + i % 3), "label": "animal" if i % 2 else "tier"}
+        for i, a in enumerate(ANIMALS * 5)
+    ],
+    "choice": [
+        {"prompt": f"{i} the {a} ran", "choices": ["home", "home again", "跑"], "label": i % 3}
         for i, a in enumerate(ANIMALS * 5)
     ],
     "tagging": [
@@ -166,6 +172,62 @@ def test_a_label_stands_at_the_last_token_and_tags_at_the_last_of_each_word():
     assert len(example.inputs) == 5  # two letters and three bytes
     tags = [task.labels.index(tag) for tag in ("O", "B-PET")]
     assert example.targets == [IGNORED, tags[0], IGNORED, IGNORED, tags[1]]
+
+
+def test_the_right_choice_is_learned_behind_a_space_where_its_language_has_spaces():
+    task = task_of("choice")
+    (example,) = task.examples({"prompt": "ab", "choices": ["c", "de"], "label": 1})
+    assert example == Example([97, 98, 32, 100], [IGNORED, 32, 100, 101])
+    seams = [("a b", "c"), ("a ", "c"), ("a", " c"), ("a", ", c"), ("猫", "跑"), ("a", "跑")]
+    seams += [("猫", "c"), ("他说：", "c"), ("", "c"), ("a", "é"), ("a", "1")]
+    assert [continuing(prompt, text) for prompt, text in seams] == [
+        *(" c", "c", " c", ", c", "跑", "跑"),
+        *("c", "c", "c", " é", " 1"),
+    ]
+
+
+@pytest.mark.parametrize("block_size", [64, 8])
+def test_choices_are_weighed_by_the_log_probabilities_of_their_tokens(block_size, monkeypatch):
+    monkeypatch.setattr(tasks_module, "SCORES_AT_ONCE", 5000)  # a few rows at once
+    config = FinetuneConfig(task="choice", block_size=block_size, position="rope")
+    task, model = task_of("choice", config), small(block_size=block_size).eval()
+    lines = [*LINES["choice"], {"prompt": "", "choices": ["x" * 20, "y"], "label": 0}]
+    with torch.no_grad():
+        answers = task.answers(model, lines)
+        for line, answer in zip(lines, answers, strict=True):
+            expected = []
+            for choice in line["choices"]:
+                prompt, tokens = task.prompt(line), task.choice(line, choice)
+                row = torch.tensor([prompt + tokens])[:, -block_size - 1 :]
+                log_p = model(row[:, :-1])[0].log_softmax(2)
+                of_row = log_p.gather(2, row[:, 1:, None]).flatten()
+                expected.append(of_row[-len(tokens) :].sum().item())
+            assert answer["log_probabilities"] == pytest.approx(expected, rel=1e-4)
+            assert answer["choice"] == line["choices"][expected.index(max(expected))]
+
+
+def test_choices_are_judged_without_training_on_all_of_a_file(run, capsys):
+    Path("quiz.csv").write_text(
+        "Question,A,B,C,D,answer\n" + "".join(f"{i} the cat,ran,saw,a,home,B\n" for i in range(30)),
+        encoding="utf-8",
+    )
+    words = "--task=choice --dataset=quiz.csv --fields prompt=Question label=answer --device=cpu"
+    judge = f"empty.py --init_from=out/base {words} --val_fraction=1 --eval_only=True"
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        numbers = tasks_module.choice_numbers
+        patch.setattr(
+            tasks_module,
+            "choice_numbers",
+            lambda lines, s: asked.append(lines) or numbers(lines, s),
+        )
+        run("finetune.py", *judge.split())
+    assert len(asked[0]) == 30 and asked[0][7]["label"] == 1
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"val loss [\d.]+, accuracy [\d.]+, accuracy/byte [\d.]+", told), told
+    with pytest.raises(SystemExit):
+        run("finetune.py", *f"empty.py --init_from=out/base {words} --val_fraction=1".split())
+    assert "val_fraction=1 leaves nothing to learn from" in capsys.readouterr().err
 
 
 def test_of_a_conversation_the_answers_are_learned():

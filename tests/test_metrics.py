@@ -15,6 +15,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, f1_score
 
 from support.metrics import (
+    choice_numbers,
     class_numbers,
     class_report,
     confusion,
@@ -371,3 +372,16 @@ def test_lines_count_in_whatever_order_and_as_often_as_both_have_them():
     references = ["a cat\nb\nb\n\nc", "d"]
     answers = ["b \nx\na cat", "d"]  # 3 of 4 are right, of 5 that are there
     assert text_numbers(references, answers)["line_f1"] == pytest.approx(2 * 3 / (4 + 5))
+
+
+def test_the_likeliest_choice_counts_in_all_and_per_byte():
+    lines = [
+        {"choices": ["ab", "abcdefgh"], "label": 0},
+        {"choices": ["ab", "abcdefgh"], "label": 1},
+        {"choices": ["猫跑", "ab"], "label": 0},  # six bytes
+    ]
+    scores = [[-4.0, -8.0], [-4.0, -8.0], [-4.0, -2.0]]
+    numbers = choice_numbers(lines, scores)
+    assert numbers == {"accuracy": 1 / 3, "accuracy_per_byte": 2 / 3}
+    with pytest.raises(ValueError, match="2 predictions for 3 examples"):
+        choice_numbers(lines, scores[:2])

@@ -25,6 +25,7 @@ from support.stories.tasks import (
     chat,
     entities,
     forms_of_questions,
+    memory,
     mood,
     nouns_by_name,
     qa,
@@ -301,6 +302,22 @@ def test_a_language_may_be_asked_for():
             ending = re.sub(r"\{\}", "", ANSWER[language])[-3:]
             assert example["prompt"].endswith(ending)
             assert example["completion"].startswith(" ") == (language == "en")
+
+
+def test_what_a_story_is_about_is_asked_for_where_it_is_named_for_the_last_time(stories):
+    places, languages = Counter(), Counter()
+    for story in stories:
+        for example in memory(story, first, Counter()):
+            right = example["choices"][example["label"]]
+            told = example["prompt"]
+            assert story.text.startswith(told) and right in told
+            assert story.text[len(told) :].lstrip().startswith(right)
+            wrong = {choice for choice in example["choices"] if choice != right}
+            assert len(wrong) == 3 and not any(choice in story.text for choice in wrong)
+            places[example["label"]] += 1
+            languages[story.language] += 1
+    assert min(places.values()) > 0.2 * sum(places.values()) and len(places) == 4
+    assert sum(places.values()) > 500 and min(languages.values()) > 200
 
 
 def test_preparing_stories_writes_its_tasks_anew_and_leaves_others(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Examples to fine-tune on, with answers that are right by construction: seven tasks.
+"""Examples to fine-tune on, with answers that are right by construction: eight tasks.
 
 A story knows who gave what to whom, where things are, how it ends, what it is called and how the
 other language tells it. Each maker below gives the examples of its task that a story lends itself
@@ -9,6 +9,7 @@ has seen, and its time goes into reading.
     mood                                 {"text": ..., "label": "happy" or "sad"}
     entities                             {"tokens": [...], "tags": [...]}
     chat                                 {"messages": [{"role": ..., "content": ...}, ...]}
+    memory                               {"prompt": ..., "choices": [...], "label": 0 to 3}
 
 A prompt and its completion are one text as they stand, so a completion in English begins with a
 space unless it begins a line.
@@ -36,7 +37,9 @@ SIZES = {  # examples in each split
     "relations": (8000, 200, 400),
     "translation": (8000, 200, 400),
     "chat": (4000, 100, 200),
+    "memory": (1000, 200, 400),
 }
+CHOICES = 4
 FEWEST = 10  # in a split, however small the corpus
 FROM_ONE_STORY = 3  # excerpts for relations or translation, at the most
 TITLE = {"en": "\n\nTitle:", "zh": "\n\n标题："}
@@ -384,6 +387,26 @@ def request(story, pick):
     return pick(REQUESTS[story.language]).format(hero=story_names(story, "hero"), key=key)
 
 
+def memory(story, pick, counts):
+    """A story up to the last time that its thing is named, and four things that could follow.
+
+    It tests whether a model still knows what the story is about. Nothing is picked at random: the
+    other tasks are as they would be without this one.
+    """
+    key = next(entity for entity in story.entities if entity.role == "key")
+    start, end = key.spans[-1]
+    told = story.text[:start]
+    if len(key.spans) < 2 or story.text[start:end] != key.name:
+        return []
+    names = [getattr(word, story.language) for word in lexicon().keys]
+    others = [name for name in names if name not in story.text]
+    others.sort(key=lambda name: crc32((told + name).encode()))
+    choices = sorted(
+        [key.name, *others[: CHOICES - 1]], key=lambda name: crc32((name + told).encode())
+    )
+    return [{"prompt": told.rstrip(" "), "choices": choices, "label": choices.index(key.name)}]
+
+
 MAKERS = {
     "qa": qa,
     "title": title,
@@ -392,4 +415,5 @@ MAKERS = {
     "relations": relations,
     "translation": translation,
     "chat": chat,
+    "memory": memory,
 }
