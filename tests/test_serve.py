@@ -346,6 +346,8 @@ def test_a_client_that_does_not_read_ends_its_text_alone(served, capsys, monkeyp
     monkeypatch.setattr(api_server.Handler, "timeout", 0.2)
     client = served(until_eot=False)
     with ask_without_end(client, stream=True):
+        while not client.writer.turn.locked():
+            pass
         assert client.text(prompt="the", max_tokens=2)
     assert "the client has left" in capsys.readouterr().err
 
