@@ -128,8 +128,11 @@ class FinetuneConfig(TrainConfig):
         check_range(self, "lora_dropout word_deletion word_swap token_shift", at_least=0, below=1)
         if self.val_fraction == 1 and not self.eval_only:
             raise ValueError("val_fraction=1 leaves nothing to learn from: for --eval_only=True")
-        if self.val_fraction != 1:
-            check_range(self, "val_fraction", above=0, below=0.5)
+        if not (0 < self.val_fraction < 0.5 or self.val_fraction == 1):
+            raise ValueError(
+                f"val_fraction={self.val_fraction} must be above 0 and below 0.5, or with "
+                "--eval_only=True 1"
+            )
         check_range(self, "teacher_weight", at_least=0, at_most=1)
         check_range(self, "teacher_temperature epochs", above=0, below=math.inf)
         unknown = set(self.lora_targets) - set(MATRICES)
@@ -195,8 +198,8 @@ def example_batches(task, lines, examples, config, world):
     is_noisy = config.word_deletion or config.word_swap or config.token_shift
     if is_noisy and not task.noisy_field:
         raise SystemExit(
-            f"word_deletion, word_swap and token_shift are for classification and completion; "
-            f"for --task={config.task} leave them out"
+            "word_deletion, word_swap and token_shift are for classification, completion and "
+            f"choice; for --task={config.task} leave them out"
         )
     n, origin = len(examples), origins(task, lines, config) if is_noisy else []
     pack = config.position == "rope" if config.pack == "auto" else config.pack
@@ -263,7 +266,7 @@ def batches_for(config, start, world):
         raise SystemExit(f"{config.dataset}: no training example has anything to learn")
     show_examples(start.task, start.lines, examples, counts, config)
     planned = with_steps(config, len(examples))
-    if config.max_iters is None:
+    if config.max_iters is None and not config.eval_only:
         tell_few_steps(planned, len(examples))
     return planned, example_batches(start.task, start.lines["train"], examples, planned, world)
 
@@ -311,8 +314,7 @@ def judge(task, lines, model, compiled_model, config, world):
 
 def task_evaluation(task, lines, model, config, world, show):
     """`evaluate(model)` on a fixed subset of the lines; passes one of the answers to `show`."""
-    n = min(config.eval_iters * config.batch_size or len(lines), len(lines))
-    chosen = [lines[i * len(lines) // n] for i in range(n)]
+    chosen = spread(lines, config)
 
     def evaluate(compiled_model):
         numbers, answers = judge(task, chosen, model, compiled_model, config, world)
@@ -322,6 +324,12 @@ def task_evaluation(task, lines, model, config, world, show):
         return numbers
 
     return evaluate
+
+
+def spread(lines, config):
+    """The lines that are evaluated: eval_iters batches, spread evenly; or all."""
+    n = min(config.eval_iters * config.batch_size or len(lines), len(lines))
+    return [lines[i * len(lines) // n] for i in range(n)]
 
 
 def evaluation_for(config, start, world, show):
@@ -350,6 +358,15 @@ def finish(start, config, world):
         test(start.task, start.lines, start.model, config, world)
 
 
+def beside_baselines(numbers, task, train, judged):
+    """{model: {metric: value}}: a model's numbers on some lines, and those of the baselines."""
+    metrics = {name: value for name, value in numbers.items() if name != "val_loss"}
+    rows = {"this model": {"loss": numbers["val_loss"]} | metrics}
+    for name, guesses in task.guesses(train, judged).items():
+        rows[name] = task.numbers(judged, guesses, math.nan, 0)
+    return rows
+
+
 def test(task, splits, model, config, world):
     """Evaluate a model and the baselines on the test examples; print and save the results."""
     tested = splits["test"]
@@ -358,9 +375,7 @@ def test(task, splits, model, config, world):
         numbers, answers = judge(task, tested, model, model, config, world)
     if not world.is_main:
         return
-    rows = {"this model": {"loss": numbers.pop("val_loss")} | numbers}
-    for name, guesses in task.guesses(splits["train"], tested).items():
-        rows[name] = task.numbers(tested, guesses, math.nan, 0)
+    rows = beside_baselines(numbers, task, splits["train"], tested)
     print(f"\n{len(tested):,} test examples, with {config.out_dir}/{BEST}:\n\n{table(rows)}")
     with replacing(Path(config.out_dir) / "test.json", "w") as file:
         json.dump(rows, file, indent=1, ensure_ascii=False)
@@ -415,7 +430,12 @@ def main():
             taught_by(model, load_teacher(config, start, world), config)
         if config.eval_only:
             with torch.no_grad():
-                print(in_words(evaluation_for(config, start, world, print)(model.eval())))
+                numbers = evaluation_for(config, start, world, print)(model.eval())
+            print(in_words(numbers))
+            if start.lines:
+                judged = spread(start.lines["val"], config)
+                rows = beside_baselines(numbers, start.task, start.lines["train"], judged)
+                print(f"\n{len(judged):,} validation examples:\n\n{table(rows)}")
             return
         make_room(config, world, resumed)
         with Report(config, model, world, resumed) as report:

@@ -444,7 +444,7 @@ def initialize(model, config):
 # ----------------------------------------------------------------------------------------- the loss
 
 LOGITS_AT_ONCE = 2**21  # in a piece of the loss, or 512 rows if that is more: 8 MB of float32
-LOGITS_AT_ONCE_ON_A_GPU = 2**28  # which prefers large products: a gigabyte
+LOGITS_AT_ONCE_ON_A_GPU = 2**28  # which prefers large products: 2.7 GB in all
 
 
 def capped(logits, softcap):

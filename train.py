@@ -31,8 +31,8 @@ from support.report import (
     advice_on_memory,
     farewell,
     in_words,
+    is_long,
     quoted,
-    run_flops,
     show_plan,
     show_shift,
 )
@@ -461,8 +461,9 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             state = snapshot(progress, config, model, optimizers, ema, scaler)
             save_checkpoint(Path(config.out_dir) / name, metadata | state)
 
-    example, flops = batch_at(progress.step)[0], partial(run_flops, model, config)
-    compiled_model = compiled(model, config.compile, world, example, flops)
+    example = batch_at(progress.step)[0]
+    is_worth_it = partial(is_long, model, config, config.max_iters - progress.step)
+    compiled_model = compiled(model, config.compile, world, example, is_worth_it)
     ddp_model = world.data_parallel(compiled_model)
     began = time.perf_counter() - 60 * progress.minutes
     model.train()

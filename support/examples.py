@@ -18,6 +18,7 @@ import difflib
 import json
 from hashlib import blake2b
 from pathlib import Path
+from unicodedata import normalize
 
 from support.files import advice_on_encoding, check_encoding, with_mark
 from support.tokenizer import repair
@@ -51,6 +52,7 @@ FIELDS = (
     ("completion", {"prompt", "completion"}),
     ("completion", {"instruction", "output"}),
     ("choice", {"prompt", "choices"}),
+    ("choice", {"A", "B"}),
     ("classification", {"text", "label"}),
     ("tagging", {"tokens", "tags"}),
     ("text", {"text"}),
@@ -69,11 +71,12 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encodi
     if not path.exists():
         raise SystemExit(f"dataset={path}: there is no such file or folder{advice_on_place(path)}")
     renamed = dict(pair_in(pair) for pair in fields)
-    files = files_in(path) if path.is_dir() else {"train": path}
+    files = files_in(path, val_fraction != 1) if path.is_dir() else {"train": path}
     how = task, format, renamed, encoding
     found = {split: checked(file, *how) for split, file in files.items()}
     if val_fraction == 1:
-        found |= {split: found.get(split, found["train"]) for split in ("val", "test")}
+        some = found.get("val") or found.get("test") or found["train"]
+        found = {split: found.get(split, some) for split in SPLITS}
     if "val" not in found:
         shares = (val_fraction, 0.0 if "test" in found else val_fraction)
         found |= split_by_hash(found["train"], shares, found.get("test"), path)
@@ -113,8 +116,8 @@ def pair_in(pair):
     return ours, theirs
 
 
-def files_in(folder):
-    """The file of each split in a folder: {"train": path, …}."""
+def files_in(folder, to_learn=True):
+    """The file of each split in a folder: {"train": path, …}; to learn there must be train."""
     found = {}
     for split, names in SPLITS.items():
         for file in sorted(folder.iterdir()):
@@ -123,7 +126,7 @@ def files_in(folder):
             known = file.suffix in FORMATS and stem in names
             if split not in found and file.is_file() and (known or ending in names):
                 found[split] = file
-    if "train" not in found:
+    if not found or (to_learn and "train" not in found):
         raise SystemExit(
             f"dataset={folder}: expected a file train.jsonl (or .json .csv .tsv .conll .txt) "
             f"and optionally val and test; it contains {listing(folder)}"
@@ -158,7 +161,9 @@ def split_by_hash(lines, shares, test, path):
 
 
 def labels_in(line):
-    """The label of a line, or the tags of its words."""
+    """The label of a line, or the tags of its words; none of a choice, whose label is a place."""
+    if "choices" in line:
+        return set()
     return {line["label"]} if "label" in line else set(line.get("tags", ()))
 
 
@@ -176,6 +181,10 @@ def checked(file, task, format, renamed, encoding):
     if file.suffix.lower() in (".xlsx", ".xls"):
         raise SystemExit(f"{file} is an Excel workbook; save it as CSV in UTF-8")
     kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
+    if file.suffix.lower() in (".parquet", ".gz", ".zip"):
+        raise SystemExit(
+            f"{file}: expected .jsonl, .json, .csv or .tsv; convert or unpack it first"
+        )
     if kind == "conll" and task != "tagging":
         if task == "text":
             raise SystemExit(
@@ -280,11 +289,23 @@ def line_of(record, task, renamed, where):
     if not isinstance(record, dict):
         raise SystemExit(f"{where}: expected an object {{…}}, found {str(record)[:40]!r}")
     for ours, theirs in renamed.items():
-        if theirs not in record and ours != "input":  # input is optional
+        value = named(record, theirs, ours == "choices")
+        if value is not None:
+            record = record | {ours: value}
+        elif ours != "input":  # input is optional
             found = ", ".join(map(str, record)) or "nothing"
             raise SystemExit(f"{where}: no field {theirs!r}, found {found}")
-    record = record | {ours: record[theirs] for ours, theirs in renamed.items() if theirs in record}
     return repaired(LINES[task](record, where))
+
+
+def named(record, name, as_list):
+    """The value of a field, or of several, `story,question`: a list, or texts below each other."""
+    if name in record:
+        return record[name]
+    parts = [record.get(part) for part in name.split(",")]
+    if None in parts:
+        return None
+    return parts if as_list else "\n".join(map(str, parts))
 
 
 def repaired(value):
@@ -403,41 +424,59 @@ def classification_line(record, where):
 
 
 def choice_line(record, where):
-    """A prompt, texts of which one continues it, and the index of that one, counted from 0.
-
-    The choices may be the columns A, B, … of a table, or {"text": […], "label": […]} as in ARC; the
-    label a number, a letter, one of ARC's labels, or the choice itself.
-    """
-    choices, names = record.get("choices"), list(LETTERS)
-    if isinstance(choices, dict):
-        choices, names = choices.get("text"), choices.get("label")
-    elif choices is None and "A" in record:
-        choices = [record[letter] for letter in LETTERS if record.get(letter)]
-    elif "choices" not in record:
+    """A prompt, texts of which one continues it, and the index of that one, counted from 0."""
+    if "choices" not in record and "A" not in record:
         raise SystemExit(f"{where}: no field 'choices', {what_is_there(record, 'choices')}")
-    if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
+    choices, names = choices_of(record)
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
         raise SystemExit(f"{where}: choices must be a list of texts, found {str(choices)[:40]!r}")
     if len(choices) < 2:
-        raise SystemExit(f"{where}: {len(choices)} choices: expected at least two")
+        raise SystemExit(f"{where}: choices={choices}: expected at least two")
     prompt, label = text(record, "prompt", where), record.get("label")
-    return {"prompt": prompt, "choices": choices, "label": index_of(label, choices, names, where)}
-
-
-def index_of(label, choices, names, where):
-    """Which of the choices a label stands for: an index, a choice, one of `names`, or digits."""
-    found = label
-    if isinstance(label, str):
-        known = [*choices, *names[: len(choices)]]
-        if label.strip() in known:
-            found = known.index(label.strip()) % len(choices)
-        elif label.isdecimal():
-            found = int(label)
-    if type(found) is not int or not 0 <= found < len(choices):
+    if label in (None, ""):
+        raise SystemExit(f"{where}: no label: the number of the right choice from 0, or its letter")
+    right = place_of(label, choices, names)
+    if right is None:
+        expected = ", ".join(names) or f"0 to {len(choices) - 1} (counted from 0), a letter from A"
         raise SystemExit(
-            f"{where}: label={label!r} is none of the {len(choices)} choices: expected a number "
-            f"from 0 to {len(choices) - 1}, a letter from A, or the choice itself"
+            f"{where}: label={label!r} is none of the {len(choices)} choices: expected {expected}, "
+            "or the choice itself"
         )
-    return found
+    return {"prompt": prompt, "choices": choices, "label": right}
+
+
+def choices_of(record):
+    """(texts, the names that a file gives them): a list, which has no names; the columns A, B, … of
+    a table, of which some may be empty; {"A": …, "B": …}; or as in ARC {"text": […], "label": […]}.
+    """
+    choices = record.get("choices", {name: record[name] for name in LETTERS if record.get(name)})
+    names = []
+    if isinstance(choices, dict) and "text" in choices:
+        choices, names = choices["text"], choices.get("label") or []
+    elif isinstance(choices, dict):
+        choices, names = list(choices.values()), list(choices)
+    if isinstance(choices, list):  # numbers are texts too
+        choices = [str(c) if type(c) in (int, float) else c for c in choices]
+    return choices, list(map(str, names))
+
+
+def place_of(label, choices, names):
+    """The index of the choice that a label stands for; None if there is none.
+
+    Where the file has names, they say what is meant. Otherwise it is a number from 0, the choice
+    itself, a letter, or digits.
+    """
+    if type(label) is int and not names:
+        return label if 0 <= label < len(choices) else None
+    given = str(label).strip()
+    letter = normalize("NFKC", given).strip("().").upper()
+    known = [names, [choice.strip() for choice in choices]]
+    known += [] if names else [LETTERS[: len(choices)], "0123456789"[: len(choices)]]
+    for things in known:
+        for wanted in (given, letter):
+            if wanted in list(things):
+                return list(things).index(wanted)
+    return None
 
 
 def tagging_line(record, where):

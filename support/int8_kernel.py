@@ -16,13 +16,15 @@ def product(
     weight,
     scale,
     y,
+    n_rows,
     n_outputs,
     n_inputs: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
 ):
-    """Program (i, row) computes the outputs from i·OUTPUTS on, of that row."""
-    row, o = tl.program_id(1), tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    """A program computes OUTPUTS outputs of a row. Neighbours share weights and differ in row."""
+    row = tl.program_id(0) % n_rows
+    o = tl.program_id(0) // n_rows * OUTPUTS + tl.arange(0, OUTPUTS)
     exists = o < n_outputs
     sums = tl.zeros((OUTPUTS, INPUTS), tl.float32)
     for start in range(0, n_inputs, INPUTS):
@@ -35,11 +37,11 @@ def product(
 
 
 def int8_product(x, weight, scale):
-    """(x · weightᵀ) scale in x's precision: x (N, inputs), weight (outputs, inputs) of int8, scale
-    (outputs). It reads the weights N times, though from the GPU's cache: for a few rows.
+    """(x · weightᵀ) scale in x's precision: x (N, inputs), weight (outputs, inputs) of int8 and
+    contiguous, scale (outputs). For a few rows: each takes the weights from the GPU's cache.
     """
     n_outputs, n_inputs = weight.shape
     y = x.new_empty(len(x), n_outputs)
-    grid = triton.cdiv(n_outputs, TILE["OUTPUTS"]), len(x)
-    product[grid](x.contiguous(), weight, scale, y, n_outputs, n_inputs, **TILE)
+    grid = (triton.cdiv(n_outputs, TILE["OUTPUTS"]) * len(x),)
+    product[grid](x.contiguous(), weight, scale, y, len(x), n_outputs, n_inputs, **TILE)
     return y

@@ -69,19 +69,19 @@ def cut(text, columns):
 
 
 def choice_numbers(lines, scores):
-    """{"accuracy", "accuracy_per_byte"} of choosing the text with the highest log-probability.
+    """{"accuracy", "acc_norm"} of choosing the text with the highest log-probability.
 
     lines: dicts with "choices" and the index "label" of the right one; scores: a list for each line
-    with the log-probability of each choice. Per byte of its text, a long choice is no less likely
-    than a short one (what lm-evaluation-harness calls acc_norm).
+    with the log-probability of each choice. For acc_norm they are divided by the number of the
+    choice's characters, as in lm-evaluation-harness: else a long choice is seldom the likeliest.
     """
     check_pairs(lines, scores)
-    right = right_per_byte = 0
+    right = right_by_length = 0
     for line, of_line in zip(lines, scores):
-        per_byte = [s / len(text.encode()) for s, text in zip(of_line, line["choices"])]
+        by_length = [score / len(text) for score, text in zip(of_line, line["choices"])]
         right += of_line.index(max(of_line)) == line["label"]
-        right_per_byte += per_byte.index(max(per_byte)) == line["label"]
-    return {"accuracy": right / len(lines), "accuracy_per_byte": right_per_byte / len(lines)}
+        right_by_length += by_length.index(max(by_length)) == line["label"]
+    return {"accuracy": right / len(lines), "acc_norm": right_by_length / len(lines)}
 
 
 # ---------------------------------------------------------------------------- classification

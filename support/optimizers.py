@@ -48,17 +48,16 @@ class AdamW(Optimizer):
         super().__init__(groups, betas=betas, eps=eps)
 
     def change(self, params, group):
-        begun = torch.zeros((), device=params[0].device)  # one count for all that begin together
         for p in params:
             if not self.state[p]:
                 self.state[p] = {
-                    "step": begun,
+                    "step": torch.zeros((), device=p.device),
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
         states = [self.state[p] for p in params]
         steps = [state["step"] for state in states]
-        torch._foreach_add_(list({id(step): step for step in steps}.values()), 1)
+        torch._foreach_add_(steps, 1)
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             params,

@@ -30,7 +30,6 @@ UNUSABLE_PLACE = {
     errno.EROFS,
     errno.ENAMETOOLONG,
 }
-WORTH_COMPILING = 5e15  # FLOPs of a run, by `flops_per_token`: about a minute of a large GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -210,15 +209,15 @@ class StopSignal:
             print(f"\n{name}: saving after this step (repeat to stop immediately)", file=sys.stderr)
 
 
-def compiled(model, setting, world, example, run_flops):
+def compiled(model, setting, world, example, is_long):
     """`torch.compile(model)` if `setting` asks for it and it works on `example`; else the model.
 
-    `auto` compiles on CUDA, for runs that gain more than the compiler's half minute: run_flops() is
-    what the run computes. Compiled code may be wrong: GCC 12 on an Emerald Rapids turned rotary
-    positions into nan, and torch 2.11 a loss summed in place into one without gradients.
+    `auto` compiles on CUDA, where `is_long()`: the run is long enough to gain more than the half
+    minute that the compiler takes. Compiled code may be wrong: GCC 12 on an Emerald Rapids turned
+    rotary positions into nan, and torch 2.11 a loss summed in place into one without gradients.
     """
     if setting == "auto":
-        setting = world.device.type == "cuda" and run_flops() >= WORTH_COMPILING
+        setting = world.device.type == "cuda" and is_long()
     if not setting:
         return model
     compiled_model, reason = torch.compile(model), ""

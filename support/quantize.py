@@ -124,11 +124,11 @@ class Int8Linear(LowPrecisionLinear):
     def without_kernel(self, x):
         """The product with x as it is."""
         rows = x.flatten(0, -2)  # (N, inputs)
-        multiply = int8_product(x.device.type, self.weight) if len(rows) <= INT8_ROWS else None
-        if multiply:
-            y = multiply(rows, self.weight, self.scale)
-        else:
-            y = F.linear(rows, self.weight.type_as(x)) * self.scale
+        kernel = kernel_for_a_few(x.device.type, self.weight) if len(rows) <= INT8_ROWS else None
+        if kernel:
+            y = kernel(rows, self.weight, self.scale)
+        else:  # scaled before the product, which could exceed float16's range
+            y = F.linear(rows, self.weight.type_as(x) * self.scale.type_as(x)[:, None])
         return y.type_as(x).unflatten(0, x.shape[:-1])
 
 
@@ -161,22 +161,22 @@ def prepack_int8(weight, scale):
     return torch.ops.quantized.linear_prepack(integers, None)
 
 
-def int8_product(device_type, weight):
-    """A kernel for a few rows with weights of 8 bits (outputs, inputs); None if there is none."""
+def kernel_for_a_few(device_type, weight):
+    """A function (rows, weight, scale) -> product for a few rows; None if there is none."""
     if device_type == "cuda":  # PyTorch's takes many times as long as 16-bit weights do
-        return triton_product()
+        return triton_kernel()
     if device_type == "mps" and any(n % MPS_DIVISOR for n in weight.shape):
         return None
-    return pytorch_product
+    return pytorch_kernel
 
 
-def pytorch_product(x, weight, scale):
+def pytorch_kernel(x, weight, scale):
     return torch._weight_int8pack_mm(x.bfloat16(), weight, scale.bfloat16())
 
 
 @cache
-def triton_product():
-    """The kernel of support/int8_kernel.py; None where Triton or its compiler is missing."""
+def triton_kernel():
+    """The one of support/int8_kernel.py; None where Triton or its compiler is missing."""
     try:
         from support.int8_kernel import int8_product
 

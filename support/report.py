@@ -317,9 +317,16 @@ def flops_per_token(model, block_size):
     return 6 * weights + 12 * attention
 
 
-def run_flops(model, config):
-    """FLOPs to train for all steps that a config allows."""
-    return config.max_iters * tokens_per_step(config) * flops_per_token(model, config.block_size)
+# A compiler's half minute is gained back after so many passes of a small model, whose kernels are
+# shorter than Python's calls, or so many FLOPs of a large one.
+LONG_RUN_PASSES, LONG_RUN_FLOPS = 5_000, 1e16
+
+
+def is_long(model, config, steps):
+    """Whether a run of so many steps gains more by compiling than the compiler takes."""
+    flops = steps * tokens_per_step(config) * flops_per_token(model, config.block_size)
+    passes = steps * config.gradient_accumulation_steps
+    return passes >= LONG_RUN_PASSES or flops >= LONG_RUN_FLOPS
 
 
 def tokens_per_step(config):
@@ -357,7 +364,7 @@ def show_cost(model, config, dataset, world):
         f"{tokens / len(dataset.train):.2f} epochs",
         "cost": f"{per_token / 1e6:,.1f} MFLOP per token, "
         f"{per_token * per_step / 1e9:,.0f} GFLOP per step, "
-        f"{run_flops(model, config) / 1e15:,.3f} PFLOP in total",
+        f"{per_token * tokens / 1e15:,.3f} PFLOP in total",
         "evaluation": f"{math.ceil(config.max_iters / config.eval_interval) + 1} times, "
         f"{config.eval_iters or 'all'} batches of each split",
     }

@@ -53,8 +53,11 @@ from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
 SCORES_AT_ONCE = 2**26  # logits in a batch of choices: 256 MB in float32
-# Between texts of which one ends, or the other begins, with such a character stands no space.
-UNSPACED = regex.compile(r"[\s\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff01-\uff65]")
+# Where one text continues another, no space stands behind or before these: writing without spaces
+# between words, brackets and quotes that open, and punctuation.
+UNSPACED = r"\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\u3000-\u303f\uff01-\uff65"
+NO_SPACE_BEHIND = regex.compile(rf"([{UNSPACED}(\[{{“‘]|(^|[\s(\[])[\"'])$")
+NO_SPACE_BEFORE = regex.compile(rf"[{UNSPACED}.,;:!?)\]}}’”%…]")
 SHOWN_AFTER = 5  # seconds: what takes longer has a progress bar
 SHORTEST_PROMPT = 16  # tokens of a prompt that a long answer leaves in a context of at least 32
 
@@ -245,12 +248,14 @@ class Choice(Task):
         return [line["prompt"], *line["choices"]]
 
     def prompt(self, line):
-        """The tokens of the prompt, at least one."""
-        return [*self.first, *self.encode(line["prompt"])] or [0]
+        """The tokens of the prompt, at least one. Spaces at its end belong to the choices: there a
+        token of a word begins.
+        """
+        return [*self.first, *self.encode(line["prompt"].rstrip(" "))] or [0]
 
     def choice(self, line, choice):
         """The tokens of a choice, as it continues the prompt."""
-        return self.encode(continuing(line["prompt"], choice))
+        return self.encode(continuing(line["prompt"].rstrip(" "), choice))
 
     def examples(self, line):
         prompt, choice = self.prompt(line), self.choice(line, self.right(line))
@@ -285,8 +290,8 @@ class Choice(Task):
 
 def continuing(prompt, text):
     """The text as it continues the prompt: behind a space, where its language has spaces."""
-    has_gap = UNSPACED.match(prompt[-1:]) or UNSPACED.match(text) or not text[:1].isalnum()
-    return text if has_gap or not prompt else " " + text
+    together = not prompt or NO_SPACE_BEHIND.search(prompt[-2:]) or NO_SPACE_BEFORE.match(text)
+    return text if together else " " + text
 
 
 class Labelled:
@@ -491,13 +496,13 @@ def batch_of(examples, pack=False, hide_padding=False):
 # --------------------------------------------------------------------- answers from the model
 
 
-def by_length(rows, at_once=ANSWERED_AT_ONCE):
+def by_length(rows):
     """Yield the indices of the rows in batches, shortest rows first; show how far it is."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     shown = {"desc": "answering", "disable": None, "leave": False, "delay": SHOWN_AFTER}
     with tqdm(total=len(rows), **shown) as bar:
-        for first in range(0, len(order), at_once):
-            chosen = order[first : first + at_once]
+        for first in range(0, len(order), ANSWERED_AT_ONCE):
+            chosen = order[first : first + ANSWERED_AT_ONCE]
             yield chosen
             bar.update(len(chosen))
 
@@ -517,17 +522,20 @@ def likeliest(model, rows):
 
 def log_probabilities(model, rows, counts):
     """The log-probability of the last tokens of each row (a list), `counts` of them, in nats."""
-    device, found, longest = model.token_embedding.weight.device, [0.0] * len(rows), max(counts)
-    at_once = SCORES_AT_ONCE // (longest * model.config.vocab_size)
-    for chosen in by_length(rows, min(max(1, at_once), ANSWERED_AT_ONCE)):
-        batch = batch_of([shifted(rows[i], [True] * len(rows[i])) for i in chosen])
-        ends = torch.tensor([[len(rows[i]) - 1] for i in chosen])
-        at = (ends - torch.arange(longest, 0, -1)).clamp(min=0)  # (B, longest), the row's last
-        targets = batch["targets"].gather(1, at)[:, :, None]
-        logits, _ = model(batch["inputs"].to(device), at=at.to(device))
-        of_tokens = logits.float().log_softmax(dim=2).cpu().gather(2, targets)[:, :, 0]
-        for i, row in zip(chosen, of_tokens):
-            found[i] = row[longest - counts[i] :].sum().item()
+    device, found = model.token_embedding.weight.device, [0.0] * len(rows)
+    for chosen in by_length(rows):
+        longest = max(counts[i] for i in chosen)
+        at_once = max(1, SCORES_AT_ONCE // (longest * model.config.vocab_size))
+        for first in range(0, len(chosen), at_once):
+            some = chosen[first : first + at_once]
+            batch = batch_of([shifted(rows[i], [True] * len(rows[i])) for i in some])
+            ends = torch.tensor([[len(rows[i]) - 1] for i in some])
+            at = (ends - torch.arange(longest, 0, -1)).clamp(min=0)  # (B, longest), the row's last
+            targets = batch["targets"].gather(1, at)[:, :, None].to(device)
+            logits, _ = model(batch["inputs"].to(device), at=at.to(device))
+            of_tokens = logits.float().log_softmax(dim=2).gather(2, targets)[:, :, 0].cpu()
+            for i, row in zip(some, of_tokens):
+                found[i] = row[longest - counts[i] :].sum().item()
     return found
 
 

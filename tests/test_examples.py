@@ -300,42 +300,68 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest():
         open_examples("我的问题.jsonl", "completion")
 
 
+CHOICE = {"prompt": "p", "choices": ["x", "y", "z"], "label": 1}
+
+
 @pytest.mark.parametrize(
     "record",
     [
-        {"prompt": "p", "choices": ["x", "y", "z"], "label": 1},
-        {"prompt": "p", "choices": ["x", "y", "z"], "label": "1"},
-        {"prompt": "p", "choices": ["x", "y", "z"], "label": "B"},
-        {"prompt": "p", "choices": ["x", "y", "z"], "label": "y"},
-        {
-            "prompt": "p",
-            "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]},
-            "label": "2",
-        },
+        CHOICE,
+        *(CHOICE | {"label": label} for label in ("1", "B", "b", " (B) ", "Ｂ", "y", " y ")),
+        CHOICE | {"choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "label": "2"},
+        CHOICE | {"choices": {"text": ["x", "y", "z"], "label": [1, 2, 3]}, "label": 2},
+        CHOICE | {"choices": {"text": ["x", "y", "z"]}},
+        CHOICE | {"choices": {"A": "x", "B": "y", "C": "z"}, "label": "B"},
         {"prompt": "p", "A": "x", "B": "y", "C": "z", "D": "", "label": "B"},
+        {"prompt": "p", "A": "x", "B": "", "C": "y", "D": "z", "label": "C"},
     ],
 )
 def test_the_right_choice_is_a_number_a_letter_or_the_choice(record):
-    expected = {"prompt": "p", "choices": ["x", "y", "z"], "label": 1}
-    assert line_of(record, "choice", {}, "f") == expected
+    assert line_of(record, "choice", {}, "f") == CHOICE
 
 
-def test_a_choice_that_is_a_number_is_meant_before_its_place():
-    record = {"prompt": "1 + 0 =", "choices": ["0", "2", "1"], "label": "1"}
-    assert line_of(record, "choice", {}, "f")["label"] == 2
-    assert line_of(record | {"label": 1}, "choice", {}, "f")["label"] == 1
+@pytest.mark.parametrize(
+    ("choices", "label", "right"),
+    [
+        (["0", "2", "1"], "1", 2),  # a list: the choice, before its place
+        (["0", "2", "1"], 1, 1),
+        ([3, 1, 2.5], "1", 1),
+        ({"text": ["4", "1", "3"], "label": ["1", "2", "3"]}, "1", 0),  # names: these first
+        ({"A": "O", "B": "A", "C": "B"}, "B", 1),
+    ],
+)
+def test_what_a_file_calls_its_choices_is_meant_first(choices, label, right):
+    line = line_of({"prompt": "p", "choices": choices, "label": label}, "choice", {}, "f")
+    assert line["label"] == right and all(isinstance(choice, str) for choice in line["choices"])
+
+
+def test_several_fields_can_be_the_choices_or_the_prompt():
+    record = {"story": "s", "goal": "g", "sol1": "x", "sol2": "y", "label": 1}
+    fields = {"prompt": "story,goal", "choices": "sol1,sol2"}
+    expected = {"prompt": "s\ng", "choices": ["x", "y"], "label": 1}
+    assert line_of(record, "choice", fields, "f") == expected
+    with pytest.raises(SystemExit, match="no field 'sol1,sol3', found story"):
+        line_of(record, "choice", fields | {"choices": "sol1,sol3"}, "f")
 
 
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        ({"prompt": "p", "choices": ["x", "y"], "label": 2}, "label=2 is none of the 2 choices"),
-        ({"prompt": "p", "choices": ["x", "y"], "label": "C"}, "a number from 0 to 1, a letter"),
-        ({"prompt": "p", "choices": ["x", "y"], "label": True}, "label=True is none"),
-        ({"prompt": "p", "choices": ["x", "y"]}, "label=None is none"),
-        ({"prompt": "p", "choices": ["x"], "label": 0}, "1 choices: expected at least two"),
-        ({"prompt": "p", "choices": "xy", "label": 0}, "must be a list of texts, found 'xy'"),
-        ({"prompt": "p", "choices": ["x", ""], "label": 0}, "must be a list of texts"),
+        (CHOICE | {"label": 3}, "label=3 is none of the 3 choices: expected 0 to 2 (counted from"),
+        (CHOICE | {"label": "D"}, "0 to 2 (counted from 0), a letter from A, or the choice itself"),
+        (CHOICE | {"label": True}, "label=True is none"),
+        (CHOICE | {"label": "9" * 5000}, "is none"),
+        (CHOICE | {"label": ""}, "no label: the number of the right choice"),
+        ({"prompt": "p", "choices": ["x", "y"]}, "no label"),
+        (
+            {"prompt": "p", "A": "x", "B": "", "C": "y", "label": "B"},
+            "is none of the 2 choices: ex",
+        ),
+        ({"prompt": "p", "A": "x", "B": "", "C": "y", "label": "B"}, "expected A, C, or"),
+        (CHOICE | {"choices": ["x"]}, "choices=['x']: expected at least two"),
+        (CHOICE | {"choices": "xy"}, "must be a list of texts, found 'xy'"),
+        (CHOICE | {"choices": ["x", " "]}, "must be a list of texts"),
+        (CHOICE | {"choices": {"text": None}}, "must be a list of texts"),
         ({"prompt": "p", "label": 0}, "no field 'choices', found prompt, label; if the file"),
         ({"choices": ["x", "y"], "label": 0}, "no field 'prompt'"),
         ({"text": "t", "label": "x"}, "that is for --task=classification"),
@@ -344,6 +370,28 @@ def test_a_choice_that_is_a_number_is_meant_before_its_place():
 def test_what_is_wrong_with_choices_is_told(record, told):
     with pytest.raises(SystemExit, match=f"f, line 1: .*{re.escape(told)}"):
         line_of(record, "choice", {}, "f, line 1")
+
+
+def test_columns_of_choices_name_their_task():
+    with pytest.raises(SystemExit, match="that is for --task=choice"):
+        line_of({"question": "q", "A": "x", "B": "y", "answer": "A"}, "completion", {}, "f")
+
+
+def test_the_places_of_choices_are_no_labels_of_classes():
+    lines = [{"prompt": f"{i}", "choices": ["x"] * 90, "label": i} for i in range(90)]
+    wrote("quiz.jsonl", [line | {"choices": list("abcdefghij") * 9} for line in lines])
+    found = open_examples("quiz.jsonl", "choice")
+    assert [len(found[split]) for split in ("train", "val", "test")] == [72, 9, 9]
+
+
+def test_to_judge_a_folder_needs_no_training_examples():
+    wrote("moods/test.jsonl", MOODS)
+    found = open_examples("moods", "classification", val_fraction=1)
+    assert found["val"] == found["test"] == MOODS
+    with pytest.raises(SystemExit, match=r"expected a file train\.jsonl"):
+        open_examples("moods", "classification")
+    with pytest.raises(SystemExit, match=r"expected \.jsonl, .*convert or unpack it first"):
+        open_examples(wrote("moods.parquet", "PAR1"), "choice")
 
 
 def test_a_file_may_be_judged_whole():

@@ -178,12 +178,28 @@ def test_the_right_choice_is_learned_behind_a_space_where_its_language_has_space
     task = task_of("choice")
     (example,) = task.examples({"prompt": "ab", "choices": ["c", "de"], "label": 1})
     assert example == Example([97, 98, 32, 100], [IGNORED, 32, 100, 101])
-    seams = [("a b", "c"), ("a ", "c"), ("a", " c"), ("a", ", c"), ("猫", "跑"), ("a", "跑")]
-    seams += [("猫", "c"), ("他说：", "c"), ("", "c"), ("a", "é"), ("a", "1")]
-    assert [continuing(prompt, text) for prompt, text in seams] == [
-        *(" c", "c", " c", ", c", "跑", "跑"),
-        *("c", "c", "c", " é", " 1"),
-    ]
+    assert task.prompt({"prompt": "ab "}) == [97, 98]  # the space is part of the choice
+    (same,) = task.examples({"prompt": "ab ", "choices": ["c", "de"], "label": 1})
+    assert same == example
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "expected"),
+    [
+        *(("a b", text, " " + text) for text in ("c", "é", "1", "-1", "$5", "(c)", '"c"', "“c”")),
+        *(("a", text, text) for text in (", c", ".", "!", "’s", "跑", " c", "ครับ")),
+        *(
+            (prompt, "c", "c")
+            for prompt in ("猫", "他说：", "", "a ", "a\n", "(", "a (", 'a "', "“")
+        ),
+        ('he said "no"', "c", " c"),
+        ("he said “no”", "c", " c"),
+    ],
+)
+def test_a_text_continues_another_behind_a_space_where_its_language_has_spaces(
+    prompt, text, expected
+):
+    assert continuing(prompt, text) == expected
 
 
 @pytest.mark.parametrize("block_size", [64, 8])
@@ -223,8 +239,10 @@ def test_choices_are_judged_without_training_on_all_of_a_file(run, capsys):
         )
         run("finetune.py", *judge.split())
     assert len(asked[0]) == 30 and asked[0][7]["label"] == 1
-    told = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(r"val loss [\d.]+, accuracy [\d.]+, accuracy/byte [\d.]+", told), told
+    told = capsys.readouterr().out
+    assert re.search(r"\nval loss [\d.]+, accuracy [\d.]+, acc norm [\d.]+\n", told), told
+    assert "30 validation examples:" in told and "(1) first choice" in told
+    assert "too few to learn from" not in told
     with pytest.raises(SystemExit):
         run("finetune.py", *f"empty.py --init_from=out/base {words} --val_fraction=1".split())
     assert "val_fraction=1 leaves nothing to learn from" in capsys.readouterr().err
@@ -429,7 +447,7 @@ def test_random_changes_leave_the_parts_of_a_long_text_in_batches_of_their_own()
 
 
 def test_random_changes_are_refused_where_they_would_spoil_the_answers(tune):
-    with pytest.raises(SystemExit, match="classification and completion"):
+    with pytest.raises(SystemExit, match="classification, completion and"):
         tune("tagging", "--token_shift=0.1")
 
 

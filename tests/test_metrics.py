@@ -374,14 +374,13 @@ def test_lines_count_in_whatever_order_and_as_often_as_both_have_them():
     assert text_numbers(references, answers)["line_f1"] == pytest.approx(2 * 3 / (4 + 5))
 
 
-def test_the_likeliest_choice_counts_in_all_and_per_byte():
+def test_the_likeliest_choice_counts_in_all_and_by_its_length():
     lines = [
         {"choices": ["ab", "abcdefgh"], "label": 0},
         {"choices": ["ab", "abcdefgh"], "label": 1},
-        {"choices": ["猫跑", "ab"], "label": 0},  # six bytes
+        {"choices": ["猫跑回家", "ab"], "label": 0},  # four characters
     ]
-    scores = [[-4.0, -8.0], [-4.0, -8.0], [-4.0, -2.0]]
-    numbers = choice_numbers(lines, scores)
-    assert numbers == {"accuracy": 1 / 3, "accuracy_per_byte": 2 / 3}
+    scores = [[-4.0, -8.0], [-4.0, -8.0], [-3.0, -2.0]]
+    assert choice_numbers(lines, scores) == {"accuracy": 1 / 3, "acc_norm": 2 / 3}
     with pytest.raises(ValueError, match="2 predictions for 3 examples"):
         choice_numbers(lines, scores[:2])

@@ -47,6 +47,25 @@ def test_ten_steps_of_adamw_are_those_of_pytorch(weight_decay):
         assert torch.equal(p, q)
 
 
+def test_adamw_counts_the_steps_of_each_weight_and_pytorchs_can_go_on():
+    ours, theirs = parameters(), parameters()
+    a = AdamW(in_one_group(ours))
+    b = torch.optim.AdamW(theirs, lr=0.05, weight_decay=0.0, betas=(0.9, 0.95), fused=True)
+    for step in range(6):
+        for params, optimizer in ((ours, a), (theirs, b)):
+            give_gradients(params, step)
+            params[0].grad = params[0].grad if step % 3 == 2 else None  # an expert, rarely asked
+            optimizer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.equal(p, q)
+    names = {p: str(i) for i, p in enumerate(ours)}
+    saved = copy.deepcopy({names[p]: state for p, state in a.state.items()})
+    b.load_state_dict(b.state_dict() | {"state": {int(i): saved[i] for i in saved}})
+    give_gradients(theirs, 6)
+    b.step()
+    assert [int(b.state[q]["step"]) for q in theirs] == [3, 7, 7, 7, 7, 7]
+
+
 def test_a_first_step_of_adamw_is_the_formula():
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     weight.grad = torch.tensor([0.5, -3.0])

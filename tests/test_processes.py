@@ -1,12 +1,13 @@
 """Which device and precision are taken, and how a run is asked to stop."""
 
+import math
 import signal
 
 import pytest
 import torch
 
+from model import ModelConfig, Transformer
 from support.processes import (
-    WORTH_COMPILING,
     StopSignal,
     World,
     compiled,
@@ -14,6 +15,8 @@ from support.processes import (
     pick_device,
     pick_dtype,
 )
+from support.report import is_long
+from train import TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -83,18 +86,29 @@ def test_the_first_signal_asks_and_the_second_insists(capsys):
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "flops", "expected"),
+    ("setting", "device", "is_long", "expected"),
     [
-        ("auto", "cuda", WORTH_COMPILING, True),
-        ("auto", "cuda", WORTH_COMPILING / 2, False),
-        ("auto", "cpu", WORTH_COMPILING, False),
-        (True, "cpu", 0, True),
-        (False, "cuda", WORTH_COMPILING, False),
+        ("auto", "cuda", True, True),
+        ("auto", "cuda", False, False),
+        ("auto", "cpu", True, False),
+        (True, "cpu", False, True),
+        (False, "cuda", True, False),
     ],
 )
-def test_auto_compiles_long_runs_on_a_gpu(monkeypatch, setting, device, flops, expected):
+def test_auto_compiles_long_runs_on_a_gpu(monkeypatch, setting, device, is_long, expected):
     asked = []
     monkeypatch.setattr(torch, "compile", asked.append)
     world = World(torch.device(device), torch.float32)
-    compiled(torch.nn.Linear(1, 1), setting, world, {}, lambda: flops)
+    compiled(torch.nn.Linear(1, 1), setting, world, {}, lambda: is_long)
     assert bool(asked) == expected
+
+
+def test_a_run_is_long_by_its_passes_or_by_what_it_computes():
+    config = TrainConfig(vocab_size=50304, n_layer=1, n_embd=12, gradient_accumulation_steps=2)
+    tiny = Transformer(ModelConfig(vocab_size=50304, n_layer=1, n_embd=12))
+    assert is_long(tiny, config, 2500) and not is_long(tiny, config, 2499)
+    with torch.device("meta"):
+        large = Transformer(ModelConfig())
+    per_step = 2 * 12 * 1024 * 854_654_976
+    assert is_long(large, config, math.ceil(1e16 / per_step))
+    assert not is_long(large, config, math.floor(1e16 / per_step))

@@ -119,3 +119,12 @@ def test_a_whole_model_with_lighter_weights_says_nearly_the_same(Layer, mlp):
     narrow = Layer is Int8Linear and support.quantize.NARROW
     assert divergence < (0.03 if narrow else 0.01)
     assert torch.equal(model.token_embedding.weight, lighter.token_embedding.weight)
+
+
+def test_a_prompt_in_float16_does_not_overflow_where_its_product_does_not(no_kernel):
+    torch.manual_seed(0)
+    reference = nn.Linear(768, 4, bias=False)
+    x = torch.randn(1, 20, 768)
+    x = x * (100 / reference(x).abs().max())
+    layer = Int8Linear(reference).to(torch.float16)
+    assert relative_error(lambda x: layer(x.half()).float(), reference, x) < 0.02
