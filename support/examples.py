@@ -326,16 +326,19 @@ def text(record, name, where):
     return record[name]
 
 
-def what_is_there(record, name):
-    """The fields of a record that lacks `name`, and what to type if they fit another task."""
+def what_is_there(record, name, wanted=None):
+    """The fields of a record that lacks `name`, and what to type if they fit another task than the
+    one that is `wanted`.
+    """
     found = "found " + (", ".join(map(str, record)) or "nothing")
     for task, fields in FIELDS:
-        if name in OURS and name not in fields and fields <= record.keys():
+        if task != wanted and name in OURS and name not in fields and fields <= record.keys():
             return f"{found}: that is for --task={task}"
     if name not in OURS:
         return found
+    theirs = "FIRST,SECOND" if name == "choices" else "THEIRS"
     return (
-        f"{found}; if the file names it differently, type --fields {name}=THEIRS (in CSV and TSV "
+        f"{found}; if the file names it differently, type --fields {name}={theirs} (in CSV and TSV "
         "the names are in the first line)"
     )
 
@@ -425,16 +428,19 @@ def classification_line(record, where):
 
 def choice_line(record, where):
     """A prompt, texts of which one continues it, and the index of that one, counted from 0."""
-    if "choices" not in record and "A" not in record:
-        raise SystemExit(f"{where}: no field 'choices', {what_is_there(record, 'choices')}")
+    for name in ("prompt", "choices", "label"):
+        if name not in record and not (name == "choices" and "A" in record):
+            told = what_is_there(record, name, "choice")
+            raise SystemExit(f"{where}: no field {name!r}, {told}")
     choices, names = choices_of(record)
     if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
         raise SystemExit(f"{where}: choices must be a list of texts, found {str(choices)[:40]!r}")
     if len(choices) < 2:
-        raise SystemExit(f"{where}: choices={choices}: expected at least two")
-    prompt, label = text(record, "prompt", where), record.get("label")
+        advice = " (in a table, the first line names the columns: prompt,A,B,C,D,label)"
+        raise SystemExit(f"{where}: choices={choices}: expected at least two{advice}")
+    prompt, label = text(record, "prompt", where), record["label"]
     if label in (None, ""):
-        raise SystemExit(f"{where}: no label: the number of the right choice from 0, or its letter")
+        raise SystemExit(f"{where}: the label is empty; is this a test set without answers?")
     right = place_of(label, choices, names)
     if right is None:
         expected = ", ".join(names) or f"0 to {len(choices) - 1} (counted from 0), a letter from A"
@@ -452,12 +458,12 @@ def choices_of(record):
     choices = record.get("choices", {name: record[name] for name in LETTERS if record.get(name)})
     names = []
     if isinstance(choices, dict) and "text" in choices:
-        choices, names = choices["text"], choices.get("label") or []
+        choices, names = choices["text"], choices.get("label")
     elif isinstance(choices, dict):
         choices, names = list(choices.values()), list(choices)
     if isinstance(choices, list):  # numbers are texts too
         choices = [str(c) if type(c) in (int, float) else c for c in choices]
-    return choices, list(map(str, names))
+    return choices, list(map(str, names)) if isinstance(names, list) else []
 
 
 def place_of(label, choices, names):
