@@ -463,7 +463,8 @@ def choices_of(record):
         choices, names = list(choices.values()), list(choices)
     if isinstance(choices, list):  # numbers are texts too
         choices = [str(c) if type(c) in (int, float) else c for c in choices]
-    return choices, list(map(str, names)) if isinstance(names, list) else []
+    are_names = isinstance(names, list) and len(names) == len(choices or ())
+    return choices, list(map(str, names)) if are_names else []
 
 
 def place_of(label, choices, names):

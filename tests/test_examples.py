@@ -312,6 +312,8 @@ CHOICE = {"prompt": "p", "choices": ["x", "y", "z"], "label": 1}
         CHOICE | {"choices": {"text": ["x", "y", "z"], "label": [1, 2, 3]}, "label": 2},
         CHOICE | {"choices": {"text": ["x", "y", "z"]}},
         CHOICE | {"choices": {"text": ["x", "y", "z"], "label": 5}},
+        CHOICE
+        | {"choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3", "4"]}, "label": "B"},
         CHOICE | {"choices": {"A": "x", "B": "y", "C": "z"}, "label": "B"},
         {"prompt": "p", "A": "x", "B": "y", "C": "z", "D": "", "label": "B"},
         {"prompt": "p", "A": "x", "B": "", "C": "y", "D": "z", "label": "C"},
