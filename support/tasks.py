@@ -247,6 +247,15 @@ class Choice(Task):
     def texts(self, line):
         return [line["prompt"], *line["choices"]]
 
+    def check(self, line):
+        super().check(line)
+        longest = max(len(self.choice(line, choice)) for choice in line["choices"])
+        if longest > self.config.block_size:
+            raise ValueError(
+                f"one of the choices has {longest:,} tokens and does not fit "
+                f"block_size={self.config.block_size}: leave the example out"
+            )
+
     def prompt(self, line):
         """The tokens of the prompt, at least one. Spaces at its end belong to the choices: there a
         token of a word begins.
@@ -267,7 +276,7 @@ class Choice(Task):
             for choice in line["choices"]:
                 tokens = self.choice(line, choice)
                 rows.append([*self.prompt(line), *tokens][-self.config.block_size - 1 :])
-                counts.append(min(len(tokens), len(rows[-1]) - 1))
+                counts.append(len(tokens))
         scores, answers = iter(log_probabilities(model, rows, counts)), []
         for line in lines:
             of_line = [next(scores) for _ in line["choices"]]

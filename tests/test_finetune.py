@@ -202,12 +202,12 @@ def test_a_text_continues_another_behind_a_space_where_its_language_has_spaces(
     assert continuing(prompt, text) == expected
 
 
-@pytest.mark.parametrize("block_size", [64, 8])
+@pytest.mark.parametrize("block_size", [64, 16])
 def test_choices_are_weighed_by_the_log_probabilities_of_their_tokens(block_size, monkeypatch):
     monkeypatch.setattr(tasks_module, "SCORES_AT_ONCE", 5000)  # a few rows at once
     config = FinetuneConfig(task="choice", block_size=block_size, position="rope")
     task, model = task_of("choice", config), small(block_size=block_size).eval()
-    lines = [*LINES["choice"], {"prompt": "", "choices": ["x" * 20, "y"], "label": 0}]
+    lines = [*LINES["choice"], {"prompt": "", "choices": ["x" * 16, "y"], "label": 0}]
     with torch.no_grad():
         answers = task.answers(model, lines)
         for line, answer in zip(lines, answers, strict=True):
@@ -220,6 +220,16 @@ def test_choices_are_weighed_by_the_log_probabilities_of_their_tokens(block_size
                 expected.append(of_row[-len(tokens) :].sum().item())
             assert answer["log_probabilities"] == pytest.approx(expected, rel=1e-4)
             assert answer["choice"] == line["choices"][expected.index(max(expected))]
+
+
+def test_a_choice_that_does_not_fit_the_context_is_told():
+    config = FinetuneConfig(task="choice", block_size=16, position="rope")
+    line = {"prompt": "a", "choices": ["x" * 16, "y"], "label": 1}
+    told = (
+        r"train example 1, which begins with 'ax.*one of the choices has 17 tokens.*block_size=16"
+    )
+    with pytest.raises(SystemExit, match=told):
+        task_of("choice", config, [line])
 
 
 def test_choices_are_judged_without_training_on_all_of_a_file(run, capsys):
