@@ -323,7 +323,9 @@ def test_requests_at_the_same_time_wait_for_each_other(served):
 
 def ask_without_end(client, **request):
     """A connection that has asked for a very long text."""
-    connection = socket.create_connection(("127.0.0.1", client.port))
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # soon full, if it is not read
+    connection.connect(("127.0.0.1", client.port))
     content = json.dumps({"prompt": "the", "max_tokens": 10**8} | request)
     head = f"Content-Type: application/json\r\nContent-Length: {len(content)}"
     request = f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n{content}"
