@@ -432,7 +432,7 @@ def main():
             with torch.no_grad():
                 numbers = evaluation_for(config, start, world, print)(model.eval())
             print(in_words(numbers))
-            if start.lines:
+            if start.lines and world.is_main:
                 judged = spread(start.lines["val"], config)
                 rows = beside_baselines(numbers, start.task, start.lines["train"], judged)
                 print(f"\n{len(judged):,} validation examples:\n\n{table(rows)}")

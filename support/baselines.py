@@ -60,13 +60,12 @@ def baseline_choices(test):
     """
     found = {"first choice": [], "longest choice": [], "words of the prompt": []}
     for line in test:
-        choices, asked = line["choices"], set(bag(line["prompt"]))
-        found["first choice"].append([float(i == 0) for i in range(len(choices))])
-        longest = max(choices, key=len)
-        found["longest choice"].append([float(choice is longest) for choice in choices])
-        shares = [sum(w in asked for w in bag(c)) / len(bag(c)) for c in choices]
-        best = shares.index(max(shares))
-        found["words of the prompt"].append([float(i == best) for i in range(len(choices))])
+        asked, bags = set(bag(line["prompt"])), [bag(choice) for choice in line["choices"]]
+        lengths = [len(choice) for choice in line["choices"]]
+        shares = [sum(word in asked for word in own) / len(own) for own in bags]
+        picks = 0, lengths.index(max(lengths)), shares.index(max(shares))
+        for scores, pick in zip(found.values(), picks):
+            scores.append([float(i == pick) for i in range(len(lengths))])
     return found
 
 

@@ -180,11 +180,11 @@ def checked(file, task, format, renamed, encoding):
     """The lines of a file as `task` reads them; exits at the first invalid one."""
     if file.suffix.lower() in (".xlsx", ".xls"):
         raise SystemExit(f"{file} is an Excel workbook; save it as CSV in UTF-8")
-    kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
     if file.suffix.lower() in (".parquet", ".gz", ".zip"):
         raise SystemExit(
             f"{file}: expected .jsonl, .json, .csv or .tsv; convert or unpack it first"
         )
+    kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
     if kind == "conll" and task != "tagging":
         if task == "text":
             raise SystemExit(
@@ -478,11 +478,11 @@ def place_of(label, choices, names):
     given = str(label).strip()
     letter = normalize("NFKC", given).strip("().").upper()
     known = [names, [choice.strip() for choice in choices]]
-    known += [] if names else [LETTERS[: len(choices)], "0123456789"[: len(choices)]]
+    known += [] if names else [list(LETTERS), list("0123456789")]
     for things in known:
         for wanted in (given, letter):
-            if wanted in list(things):
-                return list(things).index(wanted)
+            if wanted in things[: len(choices)]:
+                return things.index(wanted)
     return None
 
 

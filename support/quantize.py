@@ -124,7 +124,7 @@ class Int8Linear(LowPrecisionLinear):
     def without_kernel(self, x):
         """The product with x as it is."""
         rows = x.flatten(0, -2)  # (N, inputs)
-        kernel = kernel_for_a_few(x.device.type, self.weight) if len(rows) <= INT8_ROWS else None
+        kernel = kernel_for_a_few(self.weight) if len(rows) <= INT8_ROWS else None
         if kernel:
             y = kernel(rows, self.weight, self.scale)
         else:  # scaled before the product, which could exceed float16's range
@@ -161,11 +161,11 @@ def prepack_int8(weight, scale):
     return torch.ops.quantized.linear_prepack(integers, None)
 
 
-def kernel_for_a_few(device_type, weight):
+def kernel_for_a_few(weight):
     """A function (rows, weight, scale) -> product for a few rows; None if there is none."""
-    if device_type == "cuda":  # PyTorch's takes many times as long as 16-bit weights do
+    if weight.device.type == "cuda":  # PyTorch's takes many times as long as 16-bit weights do
         return triton_kernel()
-    if device_type == "mps" and any(n % MPS_DIVISOR for n in weight.shape):
+    if weight.device.type == "mps" and any(n % MPS_DIVISOR for n in weight.shape):
         return None
     return pytorch_kernel
 

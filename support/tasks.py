@@ -273,9 +273,10 @@ class Choice(Task):
     def answers(self, model, lines):
         rows, counts = [], []
         for line in lines:
+            prompt = self.prompt(line)
             for choice in line["choices"]:
                 tokens = self.choice(line, choice)
-                rows.append([*self.prompt(line), *tokens][-self.config.block_size - 1 :])
+                rows.append([*prompt, *tokens][-self.config.block_size - 1 :])
                 counts.append(len(tokens))
         scores, answers = iter(log_probabilities(model, rows, counts)), []
         for line in lines:

@@ -10,19 +10,19 @@ import torch
 from bench import CONTESTANTS
 from model import IGNORED, fused_next_token_loss
 from sample import Context, generate, generate_speculatively, next_token_distribution
-from support.checkpoint import read_checkpoint
 from support.fp8 import multiplies_fp8
 from support.processes import compiled, open_world
 from support.quantize import Int8Linear
 from support.recording import CudaGraph
+from support.report import read_log
 from tests.conftest import call
 from tests.test_bench import SMALL
 from tests.test_model import VARIANTS, make, scrambled, some_tokens
-from tests.test_sample import make_model
+from tests.test_sample import GREEDY, make_model
+from tests.test_train import last
 from train import accumulate_gradients
 
 GPU = "cuda"
-GREEDY = partial(next_token_distribution, temperature=0)
 PROMPTS = ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]])
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -95,13 +95,9 @@ def test_the_loss_in_pieces_is_that_of_a_cpu(monkeypatch, rows):
 # ------------------------------------------------------------------------------- training
 
 
-def last():
-    return read_checkpoint("out/tiny/ckpt.pt")
-
-
 def losses():
-    lines = map(json.loads, Path("out/tiny/log.jsonl").read_text().splitlines())
-    return [line["val_loss"] for line in lines if "val_loss" in line]
+    records = read_log(Path("out/tiny/log.jsonl"))
+    return [record["val_loss"] for record in records if "val_loss" in record]
 
 
 def test_a_run_is_the_run_of_a_cpu(train_tiny):

@@ -231,9 +231,14 @@ def at_place(name):
     return word.at + name if name == word.en else name + word.within
 
 
+def entity_of(story, role):
+    """Who or what plays a role."""
+    return next(entity for entity in story.entities if entity.role == role)
+
+
 def story_names(story, role):
     """The name of who or what plays a role."""
-    return next(entity.name for entity in story.entities if entity.role == role)
+    return entity_of(story, role).name
 
 
 @cache
@@ -271,7 +276,7 @@ def title(story, pick, counts):
     named = (story_names(story, role).lower() for role in ("hero", "key"))
     if not any(name in story.title.lower() for name in named):
         return []
-    key = next(entity for entity in story.entities if entity.role == "key")
+    key = entity_of(story, "key")
     first = bisect_right([end for _, end in story.beats], key.spans[0][0])
     told = story.beats[first : first + 2]
     text = story.text[told[0][0] : told[-1][1]].strip()
@@ -393,7 +398,7 @@ def memory(story, pick, counts):
     It tests whether a model still knows what the story is about. Nothing is picked at random: the
     other tasks are as they would be without this one.
     """
-    key = next(entity for entity in story.entities if entity.role == "key")
+    key = entity_of(story, "key")
     start, end = key.spans[-1]
     told = story.text[:start]
     if len(key.spans) < 2 or story.text[start:end] != key.name:
