@@ -21,11 +21,12 @@ from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
 from support.quantize import cache_dtype, for_inference, held_out, perplexity
-from support.recording import recorded_step
+from support.recording import CudaGraph, recorded_step
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
 RANKED_AT_FIRST = 1024  # tokens, mostly enough for top_p; sorting all takes far longer
 WORTH_RECORDING = 64  # tokens: recording a step takes as long as it saves in about so many
+NO_TOKEN = -1  # where every token's probability is 0
 LONGEST_MATCH = 3  # prompt lookup searches for the last tokens, at most this many
 SEPARATOR = "---------------"
 
@@ -95,9 +96,7 @@ def next_token_distribution(
     if 0 < top_k < probabilities.size(1):
         least = least.maximum(probabilities.topk(top_k, dim=1).values[:, -1:])
     if top_p < 1:
-        ranked = probabilities.topk(min(RANKED_AT_FIRST, probabilities.size(1)), dim=1).values
-        if (ranked.sum(dim=1) < top_p).any():
-            ranked = probabilities.sort(dim=1, descending=True).values
+        ranked = largest(probabilities, top_p)
         of_likelier_ones = ranked.cumsum(dim=1) - ranked
         in_nucleus = torch.where(of_likelier_ones < top_p, ranked, 1.0)
         least = least.maximum(in_nucleus.amin(dim=1, keepdim=True))
@@ -105,21 +104,51 @@ def next_token_distribution(
     return kept / kept.sum(dim=1, keepdim=True)
 
 
+def largest(probabilities, total):
+    """The largest of each row (B, V), in order: as many as reach `total` together, or more."""
+    if not probabilities.is_cuda:  # a GPU sorts them sooner than Python can decide
+        ranked = probabilities.topk(min(RANKED_AT_FIRST, probabilities.size(1)), dim=1).values
+        if (ranked.sum(dim=1) >= total).all():
+            return ranked
+    return probabilities.sort(dim=1, descending=True).values
+
+
 def draw(probabilities, generator):
-    """Sample one token for each row (B, V): (B, 1).
+    """Sample one token for each row (B, V): (B, 1), NO_TOKEN where none has a probability.
 
     By the inverse of the cumulative distribution: a CPU is far faster at it than at multinomial.
     """
     sums = probabilities.cumsum(dim=1)
     total = sums[:, -1:]
-    if not (total > 0).all():
+    chance = torch.rand(total.shape, generator=generator, device=total.device)
+    below = total.nextafter(torch.zeros_like(total))  # the last sum itself stands for no token
+    found = torch.searchsorted(sums, torch.minimum(chance * total, below), right=True)
+    return torch.where(total > 0, found, NO_TOKEN)
+
+
+def sent(tokens):
+    """A function that returns the tokens (B, 1) as a list, once they have arrived from a GPU."""
+    on_cpu = tokens.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event() if tokens.is_cuda else None
+    if arrived:
+        arrived.record()
+
+    def arrive():
+        if arrived:
+            arrived.synchronize()
+        return checked(on_cpu[:, 0].tolist())
+
+    return arrive
+
+
+def checked(tokens):
+    """The tokens; exits if one is NO_TOKEN."""
+    if NO_TOKEN in tokens:
         raise SystemExit(
             "no token has a probability: the model's logits are nan or infinite, because its "
             "training diverged, or a sampling rule excludes every token"
         )
-    chance = torch.rand(total.shape, generator=generator, device=total.device)
-    below = total.nextafter(torch.zeros_like(total))  # the last sum itself stands for no token
-    return torch.searchsorted(sums, torch.minimum(chance * total, below), right=True)
+    return tokens
 
 
 def marked(rows, vocab_size, device):
@@ -151,16 +180,24 @@ def generate(
     capacity = min(block_size, max(map(len, rows)) + max_new_tokens)
     logits = context.read(rows, capacity)
     seen = marked(rows, vocab_size, logits.device)
-    for i in range(max_new_tokens):
-        probabilities = distribution(logits[:, :vocab_size], seen)
-        tokens = draw(probabilities, generator)  # (B, 1)
-        seen.scatter_(1, tokens, True)
-        new = tokens[:, 0].tolist()
+
+    def choose(logits):
+        tokens = draw(distribution(logits[:, :vocab_size], seen), generator)  # (B, 1)
+        seen.scatter_(1, tokens.clamp(min=0), True)
+        return tokens
+
+    for left in reversed(range(max_new_tokens)):
+        tokens = context.chosen(choose, logits, generator)
+        arrive = sent(tokens)
+        ahead = left and context.runs_ahead
+        if ahead:  # the GPU reads them while Python looks at them
+            logits = context.read_on(tokens)[:, -1]
+        new = arrive()
         yield new
         for row, token in zip(rows, new, strict=True):
             row.append(token)
-        if i + 1 == max_new_tokens:
-            break
+        if ahead or not left:
+            continue
         if context.full:
             rows = [last_half(row, block_size) for row in rows]
             logits = context.read(rows, capacity)
@@ -219,6 +256,23 @@ class Context:
     @property
     def full(self):
         return self.cache.longest == self.model.config.block_size
+
+    @property
+    def graph(self):
+        """The step of a single token as a CUDA graph; None if there is none."""
+        step = self.steps.get((1, self.cache.in_step))
+        return step if isinstance(step, CudaGraph) else None
+
+    @property
+    def runs_ahead(self):
+        """Whether to read a token means to ask a GPU for it, and not to wait."""
+        return self.graph is not None and not self.full
+
+    def chosen(self, choose, logits, generator=None):
+        """choose(logits) -> tokens (B, 1), replayed where the logits are a replay's."""
+        if self.graph and self.graph.holds(logits):
+            return self.graph.chosen(choose, generator)
+        return choose(logits)
 
     def read_on(self, tokens):
         """Read T more tokens of each row (B, T): logits (B, T, V) of the tokens after them."""
@@ -284,9 +338,9 @@ def accepted(drafts, logits, seen, distribution, generator):
         seen[0, draft] = True
     else:
         p = distribution(logits[len(drafts)][None], seen)
-    last = draw(p, generator)
+    (last,) = checked(draw(p, generator)[:, 0].tolist())
     seen[0, last] = True
-    return [*tokens, last.item()]
+    return [*tokens, last]
 
 
 @torch.inference_mode()

@@ -176,15 +176,15 @@ def pytorch_kernel(x, weight, scale):
 
 @cache
 def triton_kernel():
-    """The one of support/int8_kernel.py; None where Triton or its compiler is missing."""
+    """The one of support/gpu_kernels.py; None where Triton or its compiler is missing."""
     try:
-        from support.int8_kernel import int8_product
+        from support.gpu_kernels import product
 
         weight = torch.ones(1, 16, dtype=torch.int8, device="cuda")
-        int8_product(weight.bfloat16(), weight, weight[0].bfloat16())
+        product(weight.bfloat16(), weight, weight[0].bfloat16())
     except Exception:  # a compiler may raise anything
         return None
-    return int8_product
+    return product
 
 
 def replace_linears(model, Layer):

@@ -8,7 +8,9 @@ import warnings
 import torch
 from torch import nn
 
-ROUNDING = 0.05  # a replay may differ from the model by this share, if it uses other kernels
+from support.fused_blocks import fused
+
+ROUNDING = 0.15  # a replay may differ from the model by this share, if it uses other kernels
 
 
 def recorded_step(model, cache, T):
@@ -62,6 +64,8 @@ class RecordedStep:
 class CudaGraph(RecordedStep):
     """On a GPU: one launch for all kernels. Shapes are static: the cache returns all positions."""
 
+    choose = choice = recorded_choice = None  # how tokens are chosen, and the recording of that
+
     def record(self):
         """Run the step a few times, so that all one-time setup is done; then record it."""
         cache, lengths = self.cache, self.cache.lengths.clone()
@@ -69,22 +73,54 @@ class CudaGraph(RecordedStep):
         try:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    self.step(self.tokens)
-                    cache.lengths.copy_(lengths)
-                    cache.longest -= self.tokens.size(1)
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.logits = self.step(self.tokens)
+            with fused(self.model, self.tokens):
+                with torch.cuda.stream(stream):
+                    for _ in range(2):
+                        self.step(self.tokens)
+                        cache.lengths.copy_(lengths)
+                        cache.longest -= self.tokens.size(1)
+                torch.cuda.current_stream().wait_stream(stream)
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.logits = self.step(self.tokens)
         finally:
             cache.static = False
 
     def replay(self, tokens):
-        self.tokens.copy_(tokens)
+        torch.clamp(tokens, min=0, out=self.tokens)  # what is no token is told only later
         self.graph.replay()
         return self.logits
+
+    def holds(self, logits):
+        """Whether these (B, V) are the ones that the last replay wrote."""
+        return logits.data_ptr() == self.logits.data_ptr()
+
+    def chosen(self, choose, generator):
+        """choose(logits) -> tokens, for the logits (B, V) of the last replay.
+
+        It is recorded too, unless it waits for the GPU: what Python decides then cannot be.
+        """
+        logits = self.logits[:, -1]
+        if choose is not self.choose:  # another text: see whether it waits
+            self.choose, self.choice = choose, torch.cuda.CUDAGraph()
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return choose(logits)
+            except RuntimeError:
+                self.choice = None
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        if self.choice is None:
+            return choose(logits)
+        if self.choice is not self.recorded_choice:
+            if generator is not None:
+                self.choice.register_generator_state(generator)
+            with torch.cuda.graph(self.choice):
+                self.tokens_chosen = choose(logits)
+            self.recorded_choice = self.choice
+        self.choice.replay()
+        return self.tokens_chosen
 
 
 class Trace(RecordedStep):

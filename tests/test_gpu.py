@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from bench import CONTESTANTS
-from model import IGNORED, fused_next_token_loss
+from model import IGNORED, Block, fused_next_token_loss
 from sample import Context, generate, generate_speculatively, next_token_distribution
 from support.fp8 import multiplies_fp8
+from support.fused_blocks import fused_block
 from support.processes import compiled, open_world
-from support.quantize import Int8Linear
+from support.quantize import Int8Linear, replace_linears
 from support.recording import CudaGraph
 from support.report import read_log
 from tests.conftest import call
@@ -196,16 +197,59 @@ def test_it_writes_what_a_cpu_does(prompts, recorded):
     assert list(guessed) == expected
 
 
-def test_chance_is_drawn_on_the_gpu():
-    model = make_model().to(GPU)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_block_is_computed_by_its_kernels(variant, int8):
+    model = scrambled(make(variant, block_size=300)).to(GPU)
+    if int8:
+        replace_linears(model, Int8Linear)
+    assert all(fused_block(model, block) for block in model.blocks)
+
+
+def test_a_block_of_your_own_is_kept():
+    class Louder(Block):
+        def forward(self, x, *more):
+            return super().forward(x, *more) * 1.01
+
+    model = make("nanogpt").to(GPU)
+    model.blocks[1].__class__ = Louder
+    assert fused_block(model, model.blocks[0]) and not fused_block(model, model.blocks[1])
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_chance_is_drawn_on_the_gpu(recorded):
+    model = make_model(block_size=64).to(GPU)
     draws = []
     for seed in (1, 1, 2):
         generator = torch.Generator(GPU).manual_seed(seed)
         every_rule = partial(
             next_token_distribution, top_k=40, top_p=0.9, min_p=0.01, repetition_penalty=1.1
         )
-        draws.append(list(generate(model, [[1], [2, 3]], 40, every_rule, 50, generator)))
+        how = [[1], [2, 3]], 40, every_rule, 50, generator, Context(model, recorded)
+        draws.append(list(generate(model, *how)))
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_rule_that_waits_for_the_gpu_is_not_recorded():
+    def waiting(logits, seen):
+        return GREEDY(logits, seen) if (logits < 0).any() else GREEDY(-logits, seen)
+
+    model = make_model(block_size=64).to(GPU)
+    expected = list(generate(model, [[1, 2]], 40, waiting, 50))
+    context = Context(model, recorded=True)
+    assert list(generate(model, [[1, 2]], 40, waiting, 50, context=context)) == expected
+    assert context.graph.choice is None
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_scores_that_are_not_numbers_end_with_a_message(recorded):
+    def none_at_last(logits, seen):
+        enough = seen.sum() > 20
+        return torch.where(enough, torch.nan, torch.softmax(logits * 1e-3, dim=1))
+
+    model = make_model(block_size=64).to(GPU)
+    with pytest.raises(SystemExit, match="nan or infinite"):
+        list(generate(model, [[1, 2]], 60, none_at_last, 50, context=Context(model, recorded)))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 20])

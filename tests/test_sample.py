@@ -20,6 +20,7 @@ from sample import (
     Context,
     SampleConfig,
     TextStream,
+    checked,
     draw,
     first_tokens,
     generate,
@@ -203,7 +204,7 @@ def test_the_greatest_chance_draws_the_last_possible_token(monkeypatch):
 
 def test_scores_that_are_not_numbers_end_with_a_message():
     with pytest.raises(SystemExit, match="nan or infinite"):
-        draw(torch.tensor([[0.5, float("nan")]]), None)
+        checked(draw(torch.tensor([[0.5, float("nan")]]), None).flatten().tolist())
 
 
 # --------------------------------------------------------------------- one text after another
@@ -277,7 +278,14 @@ class StandIn(CudaGraph):
         cache.static, cache.in_step = True, False
         graph = make_fx(step)(self.tokens, real)
         cache.static = False
-        self.replay = lambda tokens: graph(tokens, real)
+        self.graph = lambda tokens: graph(tokens, real)
+
+    def replay(self, tokens):
+        self.logits = self.graph(tokens.clamp(min=0))
+        return self.logits
+
+    def chosen(self, choose, generator):
+        return choose(self.logits[:, -1])
 
 
 @pytest.fixture(params=[StandIn, Trace])

@@ -1,0 +1,168 @@
+"""A model's blocks as the kernels of support/gpu_kernels.py compute them, for a token at a time.
+
+model.py stays as it is: its blocks are replaced, from outside, while a step is recorded. Before
+that each is compared with its kernels. One that computes something else, such as yours, is kept.
+"""
+
+import copy
+import importlib.util
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from model import KVCache, RMSNorm, apply_rotary, not_rotated
+from support.quantize import Int8Linear
+
+ROWS = 8  # texts at once; with more, PyTorch's products are faster
+TOLERANCE = 1e-4  # by which a block and its kernels may differ in float32, relative to the norm
+CHECKED = 200  # positions of the cache with which they are compared
+LINEARS = nn.Linear, Int8Linear
+NORMS = nn.LayerNorm, RMSNorm
+known = WeakKeyDictionary()  # {block: its FusedBlock, or None}
+
+
+@contextmanager
+def fused(model, tokens):
+    """Within this, `model` reads tokens (B, 1) by fewer kernels, where they do the same."""
+    if not possible(tokens):
+        yield
+        return
+    blocks = model.blocks
+    model.blocks = nn.ModuleList(fused_block(model, block) or block for block in blocks)
+    try:
+        yield
+    finally:
+        model.blocks = blocks
+
+
+def possible(tokens):
+    """Whether there are kernels to read tokens (B, T) with."""
+    rows, new = tokens.shape
+    few = rows <= ROWS and new == 1
+    return few and tokens.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+@torch.inference_mode(False)  # whose tensors could not become weights
+@torch.no_grad()
+def fused_block(model, block):
+    """The FusedBlock that computes what `block` does; None if none is known to."""
+    if block not in known:
+        try:
+            same = agrees(model, block)
+        except Exception:  # a block may be anything, and a compiler may raise anything
+            same = False
+        known[block] = FusedBlock(block, model.config.mlp) if same else None
+    return known[block]
+
+
+def agrees(model, block):
+    """Whether the kernels compute what a block does, in float32 and with random numbers."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return difference(model, block) <= TOLERANCE
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def difference(model, block):
+    """How far the two are apart: the largest of the outputs' and the cache's, relative to the norm."""
+    exact, results = copy.deepcopy(block).float(), []
+    device, config = model.token_embedding.weight.device, model.config
+    tokens = torch.zeros(2, 1, dtype=torch.long, device=device)
+    for forward in (exact, FusedBlock(exact, config.mlp)):
+        random = torch.Generator(device).manual_seed(0)
+        capacity = min(config.block_size, CHECKED)
+        cache = KVCache(config, len(tokens), device, torch.float32, capacity)
+        cache.keys.normal_(generator=random)
+        cache.values.normal_(generator=random)
+        cache.truncate([capacity // 3, capacity - 1])
+        cache.static = True
+        x = torch.randn(*tokens.shape, config.n_embd, generator=random, device=device)
+        positions, mask = model.positions_and_mask(tokens, cache, None)
+        x, rotate = model.position(x, positions)
+        results.append([forward(x.float(), rotate, mask, cache), cache.keys, cache.values])
+    return max(((a - b).norm() / a.norm()).item() for a, b in zip(*results))
+
+
+class FusedBlock(nn.Module):
+    """A Block's forward pass for one new token of each text, in five kernels."""
+
+    def __init__(self, block, activation):
+        super().__init__()
+        attention, mlp = block.attention, block.mlp
+        self.layer = attention.layer
+        self.qkv = Product([attention.query, attention.key, attention.value], block.attention_norm)
+        self.norms = [norm_in(norm) for norm in (attention.query_norm, attention.key_norm)]
+        self.output = Product([attention.output])
+        up = [mlp.gate, mlp.up] if activation == "swiglu" else [mlp.up]
+        self.up = Product(up, block.mlp_norm, activation)
+        self.down = Product([mlp.down])
+
+    def forward(self, x, rotate, mask, cache):
+        """As Block.forward; x (B, 1, C). The mask is implied by the positions."""
+        from support.gpu_kernels import attention, attention_scratch
+
+        x, keys, values = x[:, 0], cache.keys[self.layer], cache.values[self.layer]
+        qkv = self.qkv(x)  # (B, (H + 2 K) D)
+        if not hasattr(cache, "scratch"):
+            heads = qkv.size(1) // keys.size(3) - 2 * keys.size(1)
+            cache.scratch = attention_scratch(heads, keys)
+        rotation, at = angles_of(rotate), cache.new[:, 0]
+        y = attention(qkv, rotation, *self.norms, at, keys, values, cache.scratch)  # (B, H D)
+        x = self.output(y, residual=x)
+        x = self.down(self.up(x), residual=x)
+        return x[:, None]
+
+
+def angles_of(rotate):
+    """The (cos, sin), each (B or 1, D/2), by which `rotate` turns one position; None if it is
+    `not_rotated`.
+    """
+    if rotate is not_rotated:
+        return None
+    assert rotate.func is apply_rotary
+    return [rotate.keywords[name].flatten(1) for name in ("cos", "sin")]
+
+
+def norm_in(norm):
+    """A norm's module, or None for none."""
+    if isinstance(norm, nn.Identity):
+        return None
+    assert type(norm) in NORMS
+    return norm
+
+
+class Product:
+    """Linear layers that read the same input as one product, with what comes before and after.
+
+    Their weights become parts of the joint matrix: no memory is needed twice.
+    """
+
+    def __init__(self, linears, norm=None, activation="none"):
+        assert all(type(linear) in LINEARS for linear in linears)
+        weight, scale, bias = (joined(linears, name) for name in ("weight", "scale", "bias"))
+        self.rest = {"norm": norm and norm_in(norm), "activation": activation}
+        self.matrix = weight, scale, bias
+
+    def __call__(self, x, residual=None):
+        """x (B, inputs), residual (B, outputs)."""
+        from support.gpu_kernels import product
+
+        return product(x, *self.matrix, **self.rest, residual=residual)
+
+
+def joined(linears, name):
+    """The layers' tensors of this name, one below the other; None if they have none."""
+    tensors = [tensor for linear in linears if (tensor := getattr(linear, name, None)) is not None]
+    if len(tensors) < len(linears):
+        assert not tensors
+        return None
+    if len(tensors) == 1:
+        return tensors[0].detach()
+    whole = torch.cat([tensor.detach() for tensor in tensors])
+    for tensor, part in zip(tensors, whole.split([len(tensor) for tensor in tensors])):
+        tensor.data = part
+    return whole
