@@ -129,18 +129,11 @@ def ceiling(device):
 # ------------------------------------------------------------------------------ the contestants
 
 
-def our_model(config, **options):
+def our_model(config, device, **options):
     torch.manual_seed(0)
-    return Transformer(
-        ModelConfig(
-            vocab_size=50304,
-            block_size=config.block_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            **options,
-        )
-    )
+    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    with device:  # where a large model's weights are drawn sooner
+        return Transformer(ModelConfig(vocab_size=50304, **shape, **options))
 
 
 def nanogpt_model(config):
@@ -188,7 +181,7 @@ def timed_training(step, config):
 def train_ours(config, compile=False, fp8=False, **options):
     """A step of train.py: gradients of a batch, clipping, AdamW."""
     with open_world(config.device) as world:
-        model = our_model(config, **options).to(world.device)
+        model = our_model(config, world.device, **options)
         if fp8:
             use_fp8(model, world.device)
         settings = TrainConfig(vocab_size=50304, optimizer="adamw", batch_size=config.batch_size)
@@ -260,7 +253,7 @@ def sample_ours(config, **options):
     """Greedy sampling as in sample.py, one text at a time."""
     with open_world(config.device, options.get("dtype", "auto"), to_train=False) as world:
         settings = SampleConfig(num_samples=1, device=config.device, **options)
-        model = our_model(config).to(world.device).eval()
+        model = our_model(config, world.device).eval()
         weights = sum(linear.weight.numel() for linear in linears(model))
         model = for_inference(model, settings, 1, world)
         each = 1 if settings.quantize == "int8" else 2  # bytes per weight, read for every token

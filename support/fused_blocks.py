@@ -7,6 +7,7 @@ that each is compared with its kernels. One that computes something else, such a
 import copy
 import importlib.util
 from contextlib import contextmanager
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,20 +18,21 @@ from support.quantize import Int8Linear
 
 ROWS = 8  # texts at once; with more, PyTorch's products are faster
 TOLERANCE = 1e-4  # by which a block and its kernels may differ in float32, relative to the norm
-CHECKED = 200  # positions of the cache with which they are compared
 LINEARS = nn.Linear, Int8Linear
 NORMS = nn.LayerNorm, RMSNorm
-known = WeakKeyDictionary()  # {block: its FusedBlock, or None}
+known = WeakKeyDictionary()  # {block: (the capacity it was compared with, its FusedBlock or None)}
 
 
 @contextmanager
-def fused(model, tokens):
-    """Within this, `model` reads tokens (B, 1) by fewer kernels, where they do the same."""
+def fused(model, tokens, capacity):
+    """Within this, `model` reads tokens (B, 1) by fewer kernels, where they do the same, and a
+    cache of this capacity.
+    """
     if not possible(tokens):
         yield
         return
     blocks = model.blocks
-    model.blocks = nn.ModuleList(fused_block(model, block) or block for block in blocks)
+    model.blocks = nn.ModuleList(fused_block(model, block, capacity) or block for block in blocks)
     try:
         yield
     finally:
@@ -46,41 +48,44 @@ def possible(tokens):
 
 @torch.inference_mode(False)  # whose tensors could not become weights
 @torch.no_grad()
-def fused_block(model, block):
+def fused_block(model, block, capacity):
     """The FusedBlock that computes what `block` does; None if none is known to."""
-    if block not in known:
+    compared, fast = known.get(block, (0, None))
+    if compared < capacity:
         try:
-            same = agrees(model, block)
+            fast = FusedBlock(block, model.config.mlp) if agree(model, block, capacity) else None
         except Exception:  # a block may be anything, and a compiler may raise anything
-            same = False
-        known[block] = FusedBlock(block, model.config.mlp) if same else None
-    return known[block]
+            fast = None
+        known[block] = capacity, fast
+    return fast
 
 
-def agrees(model, block):
-    """Whether the kernels compute what a block does, in float32 and with random numbers."""
+def agree(model, block, capacity):
+    """Whether the kernels compute what a block does, as far as float32 can tell."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        return difference(model, block) <= TOLERANCE
+        return difference(model, block, capacity) <= TOLERANCE
     finally:
         torch.set_float32_matmul_precision(precision)
 
 
-def difference(model, block):
-    """How far the two are apart: the largest of the outputs' and the cache's, relative to the norm."""
-    exact, results = copy.deepcopy(block).float(), []
-    device, config = model.token_embedding.weight.device, model.config
-    tokens = torch.zeros(2, 1, dtype=torch.long, device=device)
-    for forward in (exact, FusedBlock(exact, config.mlp)):
+def difference(model, block, capacity):
+    """How far apart their outputs are, or what they cached, relative to its norm.
+
+    With random numbers, a full cache, and one that is a third full.
+    """
+    exact, device = copy.deepcopy(block).float(), model.token_embedding.weight.device
+    exact.attention.layer = 0
+    tokens, results = torch.zeros(2, 1, dtype=torch.long, device=device), []
+    for forward in (exact, FusedBlock(exact, model.config.mlp)):
         random = torch.Generator(device).manual_seed(0)
-        capacity = min(config.block_size, CHECKED)
-        cache = KVCache(config, len(tokens), device, torch.float32, capacity)
+        cache = KVCache(replace(model.config, n_layer=1), 2, device, torch.float32, capacity)
         cache.keys.normal_(generator=random)
         cache.values.normal_(generator=random)
         cache.truncate([capacity // 3, capacity - 1])
-        cache.static = True
-        x = torch.randn(*tokens.shape, config.n_embd, generator=random, device=device)
+        cache.static, cache.in_step = True, False
+        x = torch.randn(2, 1, model.config.n_embd, generator=random, device=device)
         positions, mask = model.positions_and_mask(tokens, cache, None)
         x, rotate = model.position(x, positions)
         results.append([forward(x.float(), rotate, mask, cache), cache.keys, cache.values])
@@ -102,12 +107,12 @@ class FusedBlock(nn.Module):
         self.down = Product([mlp.down])
 
     def forward(self, x, rotate, mask, cache):
-        """As Block.forward; x (B, 1, C). The mask is implied by the positions."""
+        """As Block.forward, with a cache that is not in step; x (B, 1, C)."""
         from support.gpu_kernels import attention, attention_scratch
 
         x, keys, values = x[:, 0], cache.keys[self.layer], cache.values[self.layer]
         qkv = self.qkv(x)  # (B, (H + 2 K) D)
-        if not hasattr(cache, "scratch"):
+        if not hasattr(cache, "scratch"):  # for all blocks, one after the other
             heads = qkv.size(1) // keys.size(3) - 2 * keys.size(1)
             cache.scratch = attention_scratch(heads, keys)
         rotation, at = angles_of(rotate), cache.new[:, 0]
@@ -118,9 +123,7 @@ class FusedBlock(nn.Module):
 
 
 def angles_of(rotate):
-    """The (cos, sin), each (B or 1, D/2), by which `rotate` turns one position; None if it is
-    `not_rotated`.
-    """
+    """(cos, sin), each (B, D/2), by which `rotate` turns a position; None if it does not."""
     if rotate is not_rotated:
         return None
     assert rotate.func is apply_rotary

@@ -13,6 +13,7 @@ OUTPUTS, INPUTS = 4, 1024  # a program multiplies weights of so many, at a time
 EACH = 8  # of them next to each other a thread
 SPLITS = 32  # a text is divided among at most so many programs
 KEYS = 64  # keys that a program looks at, at a time
+FIRST_WITH_OVERLAP = 9, 0  # compute capability: H100 and later
 
 
 @triton.jit
@@ -41,9 +42,23 @@ def statistics(x, row, n_rows, n_inputs, eps, NORM: tl.constexpr, WIDTH: tl.cons
     i = tl.arange(0, WIDTH)[None, :]
     inside = (row < n_rows) & (i < n_inputs)
     values = tl.load(x + row * n_inputs + i, inside, 0).to(tl.float32)
-    mean = tl.sum(values, 1) / n_inputs if NORM == "layernorm" else tl.sum(values, 1) * 0
+    total = tl.sum(values, 1)
+    mean = total / n_inputs if NORM == "layernorm" else tl.zeros_like(total)
     distance = tl.where(inside, values - mean[:, None], 0)
     return mean, tl.rsqrt(tl.sum(distance * distance, 1) / n_inputs + eps)
+
+
+@triton.jit
+def activated(x, ACTIVATION: tl.constexpr):
+    """x, after the nonlinearity of the MLP that has this name in model.py."""
+    if ACTIVATION == "gelu":
+        return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))  # 1/√2
+    elif ACTIVATION == "gelu_tanh":
+        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # 2 √(2/π)
+    elif ACTIVATION == "relu2":
+        return tl.maximum(x, 0) * tl.maximum(x, 0)
+    else:
+        return x
 
 
 @triton.jit
@@ -71,32 +86,32 @@ def product_kernel(
 ):
     """A program computes OUTPUTS outputs of all rows, from INPUTS inputs at a time.
 
-    Its tiles are (threads, rows, outputs, EACH): a thread reads EACH weights at once, and adds up
-    their products, so that it keeps few sums.
+    A thread reads EACH neighbouring weights at once, and adds up their products: so it keeps few
+    sums. The shapes below are (rows, outputs, inputs).
     """
     begin_next(OVERLAP)
     first = tl.program_id(0) * OUTPUTS
-    if ACTIVATION == "swiglu":  # gates are the first half of the weights: gate 0, up 0, gate 1, …
-        pair = tl.arange(0, 2 * OUTPUTS)
+    gated: tl.constexpr = ACTIVATION == "swiglu"
+    made: tl.constexpr = 2 * OUTPUTS if gated else OUTPUTS
+    o = first + tl.arange(0, made)
+    exists = o < n_outputs
+    if gated:  # gates are the first half of the weights: gate 0, up 0, gate 1, …
+        pair = tl.arange(0, made)
         o = first + pair // 2 + pair % 2 * n_outputs
         exists = first + pair // 2 < n_outputs
-        sums = tl.zeros((INPUTS // EACH, ROWS, 2 * OUTPUTS), tl.float32)
-    else:
-        o = first + tl.arange(0, OUTPUTS)
-        exists = o < n_outputs
-        sums = tl.zeros((INPUTS // EACH, ROWS, OUTPUTS), tl.float32)
-    tile = (tl.arange(0, INPUTS // EACH)[:, None] * EACH + tl.arange(0, EACH))[:, None, None, :]
-    weight += o[None, None, :, None].to(tl.int64) * n_inputs
-    real = exists[None, None, :, None]
+    sums = tl.zeros((ROWS, made, INPUTS // EACH), tl.float32)
+    tile = tl.max_contiguous(tl.arange(0, INPUTS), EACH)[None, None, :]
+    weight += o[None, :, None].to(tl.int64) * n_inputs
+    real = exists[None, :, None]
     w = tl.load(weight + tile, real & (tile < n_inputs), 0)  # needs nothing from before
     wait_for_last(OVERLAP)
 
     r = tl.arange(0, ROWS)
-    row = r[None, :, None, None]
+    row = r[:, None, None]
     mean, factor = 0.0, 1.0
     if NORM != "none":
         mean, factor = statistics(x, r[:, None], n_rows, n_inputs, eps, NORM, WIDTH)
-        mean, factor = mean[None, :, None, None], factor[None, :, None, None]
+        mean, factor = mean[:, None, None], factor[:, None, None]
     for start in range(0, n_inputs, INPUTS):
         i = start + tile
         values = tl.load(x + row * n_inputs + i, (row < n_rows) & (i < n_inputs), 0).to(tl.float32)
@@ -104,25 +119,21 @@ def product_kernel(
             values = normalised(values, gain, mean, factor, i, i < n_inputs)
         if shift is not None:
             values += tl.load(shift + i, i < n_inputs, 0).to(tl.float32)
-        sums += tl.sum(w.to(tl.float32) * values, 3)
+        products = w.to(tl.float32) * values
+        sums += tl.sum(tl.reshape(products, (ROWS, made, INPUTS // EACH, EACH)), 3)
         i += INPUTS
         w = tl.load(weight + i, real & (i < n_inputs), 0)
-    total = tl.sum(sums, 0)
+    total = tl.sum(sums, 2)
     if scale is not None:
         total *= tl.load(scale + o, exists, 0).to(tl.float32)[None, :]
     if bias is not None:
         total += tl.load(bias + o, exists, 0).to(tl.float32)[None, :]
 
-    if ACTIVATION == "swiglu":
+    if gated:
         gate, up = tl.split(tl.reshape(total, (ROWS, OUTPUTS, 2)))
         total = gate * tl.sigmoid(gate) * up
-    elif ACTIVATION == "gelu":
-        total = 0.5 * total * (1 + tl.erf(total * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
-        inner = 0.7978845608028654 * (total + 0.044715 * total * total * total)
-        total = total * tl.sigmoid(2 * inner)
-    elif ACTIVATION == "relu2":
-        total = tl.maximum(total, 0) * tl.maximum(total, 0)
+    else:
+        total = activated(total, ACTIVATION)
     o = first + tl.arange(0, OUTPUTS)[None, :]
     at, exists = r[:, None] * n_outputs + o, (r[:, None] < n_rows) & (o < n_outputs)
     if residual is not None:
@@ -205,29 +216,29 @@ def attention_kernel(
     n_heads: tl.constexpr,
     kv_heads: tl.constexpr,
     SIZE: tl.constexpr,
-    IN_STEP: tl.constexpr,
     ROTARY: tl.constexpr,
     HALF: tl.constexpr,
     KEYS: tl.constexpr,
     SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """A program attends from one head to `span` keys. The last to finish adds up their results.
+    """A program attends from one head to `span` keys; the last to finish adds up their results.
 
-    The new key and value come from `qkv`; one program for each of their heads stores them.
+    The softmax over some keys is corrected as more of them are seen (FlashAttention,
+    arXiv:2205.14135). The new key and value come from `qkv`; one program for each of their heads
+    stores them.
     """
     begin_next(OVERLAP)
     wait_for_last(OVERLAP)
     row, head = tl.program_id(0) // n_heads, tl.program_id(0) % n_heads
     kv_head = head * kv_heads // n_heads
-    step = 0 if IN_STEP else row
-    position = tl.load(positions + step)
+    position = tl.load(positions + row)
     start = tl.program_id(1) * span
     if start > position:
         return
     d = tl.arange(0, 2 * HALF)
     exists = d < SIZE
-    at = step * (SIZE // 2)
+    at = row * (SIZE // 2)
     new = qkv + row * (n_heads + 2 * kv_heads) * SIZE
     qa, qb = turned(new + head * SIZE, query_gain, cos, sin, at, eps, SIZE, ROTARY, HALF)
     qa, qb = qa / tl.sqrt(SIZE * 1.0), qb / tl.sqrt(SIZE * 1.0)
@@ -293,9 +304,9 @@ def attention_kernel(
 def attention(qkv, rotation, query_norm, key_norm, positions, keys, values, scratch):
     """Store the new key and value of each text, and attend to all of them up to `positions`.
 
-    qkv (B, (H + 2 K) D); rotation (cos, sin), each (B or 1, D/2), or None; the norms RMS norms over
-    D, or None; positions (B or 1) of the new tokens; keys and values (B, K, capacity, D), to write
-    to; scratch from `attention_scratch`. Returns (B, H D).
+    qkv (B, (H + 2 K) D); rotation (cos, sin), each (B, D/2), or None; the norms RMS norms over D,
+    or None; positions (B) of the new tokens; keys and values (B, K, capacity, D), to write to;
+    scratch from `attention_scratch`. Returns (B, H D).
     """
     B, K, capacity, D = keys.shape
     H = qkv.size(1) // D - 2 * K
@@ -319,7 +330,6 @@ def attention(qkv, rotation, query_norm, key_norm, positions, keys, values, scra
         H,
         K,
         D,
-        len(positions) == 1,
         rotation is not None,
         half,
         KEYS,
@@ -345,6 +355,6 @@ def attention_scratch(n_heads, keys):
 
 def overlap(x):
     """The options by which a kernel reads its weights while the one before it still runs."""
-    possible = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
-    possible = possible and hasattr(tl.extra.cuda, "gdc_wait")  # Triton 3.4
+    nvidia = x.is_cuda and torch.version.cuda is not None and hasattr(tl.extra.cuda, "gdc_wait")
+    possible = nvidia and torch.cuda.get_device_capability(x.device) >= FIRST_WITH_OVERLAP
     return {"OVERLAP": True, "launch_pdl": True} if possible else {"OVERLAP": False}

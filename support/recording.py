@@ -4,6 +4,7 @@ Most of these kernels finish sooner than Python can launch the next one.
 """
 
 import warnings
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -18,7 +19,12 @@ def recorded_step(model, cache, T):
 
     Raises RuntimeError if that is not possible.
     """
-    return (CudaGraph if cache.lengths.is_cuda else Trace)(model, cache, T)
+    if not cache.lengths.is_cuda:
+        return Trace(model, cache, T)
+    try:
+        return CudaGraph(model, cache, T)
+    except Exception:  # of any kind: it may be due to the kernels
+        return CudaGraph(model, cache, T, own_kernels=False)
 
 
 class RecordedStep:
@@ -35,7 +41,9 @@ class RecordedStep:
         self.tokens = cache.lengths.new_zeros(len(cache.lengths), T)  # (B, T)
         lengths = cache.lengths.clone()
         try:
-            self.record()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a compiler's: the reader of a text can do nothing
+                self.record()
             self.compare(lengths + 1)
         finally:
             cache.truncate(lengths)
@@ -64,16 +72,21 @@ class RecordedStep:
 class CudaGraph(RecordedStep):
     """On a GPU: one launch for all kernels. Shapes are static: the cache returns all positions."""
 
-    choose = choice = recorded_choice = None  # how tokens are chosen, and the recording of that
+    def __init__(self, model, cache, T, own_kernels=True):
+        self.own_kernels = own_kernels
+        self.choice = None  # the RecordedChoice of the text that is being written
+        super().__init__(model, cache, T)
 
     def record(self):
         """Run the step a few times, so that all one-time setup is done; then record it."""
         cache, lengths = self.cache, self.cache.lengths.clone()
         cache.static, cache.in_step = True, False
+        own = self.own_kernels
+        kernels = fused(self.model, self.tokens, cache.capacity) if own else nullcontext()
         try:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with fused(self.model, self.tokens):
+            with kernels:
                 with torch.cuda.stream(stream):
                     for _ in range(2):
                         self.step(self.tokens)
@@ -96,31 +109,55 @@ class CudaGraph(RecordedStep):
         return logits.data_ptr() == self.logits.data_ptr()
 
     def chosen(self, choose, generator):
-        """choose(logits) -> tokens, for the logits (B, V) of the last replay.
+        """choose(logits) -> tokens (B, 1), for the logits (B, V) of the last replay."""
+        if self.choice is None or self.choice.choose is not choose:
+            self.choice = RecordedChoice(choose, self.logits[:, -1], generator)
+        return self.choice()
 
-        It is recorded too, unless it waits for the GPU: what Python decides then cannot be.
-        """
-        logits = self.logits[:, -1]
-        if choose is not self.choose:  # another text: see whether it waits
-            self.choose, self.choice = choose, torch.cuda.CUDAGraph()
-            mode = torch.cuda.get_sync_debug_mode()
+
+class RecordedChoice:
+    """How tokens are chosen from the logits of a CudaGraph, recorded too: one launch again.
+
+    Unless it waits for the GPU: what Python decides then cannot be recorded.
+    """
+
+    def __init__(self, choose, logits, generator):
+        self.choose, self.logits, self.generator = choose, logits, generator
+        self.waits = None  # not known yet
+        self.graph = None
+
+    def __call__(self):
+        """Tokens (B, 1); the next call overwrites them."""
+        if self.waits is None:
+            return self.first()
+        if self.waits:
+            return self.choose(self.logits)
+        if self.graph is None:
+            self.record()
+        self.graph.replay()
+        return self.tokens
+
+    def first(self):
+        """The tokens of the first call, in which PyTorch refuses to wait."""
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it may overlook some ways to wait
             torch.cuda.set_sync_debug_mode("error")
-            try:
-                return choose(logits)
-            except RuntimeError:
-                self.choice = None
-            finally:
-                torch.cuda.set_sync_debug_mode(mode)
-        if self.choice is None:
-            return choose(logits)
-        if self.choice is not self.recorded_choice:
-            if generator is not None:
-                self.choice.register_generator_state(generator)
-            with torch.cuda.graph(self.choice):
-                self.tokens_chosen = choose(logits)
-            self.recorded_choice = self.choice
-        self.choice.replay()
-        return self.tokens_chosen
+        try:
+            tokens = self.choose(self.logits)
+            self.waits = False
+        except RuntimeError:
+            self.waits = True
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        return self.choose(self.logits) if self.waits else tokens
+
+    def record(self):
+        self.graph = torch.cuda.CUDAGraph()
+        if self.generator is not None:
+            self.graph.register_generator_state(self.generator)
+        with torch.cuda.graph(self.graph):
+            self.tokens = self.choose(self.logits)
 
 
 class Trace(RecordedStep):
@@ -134,9 +171,7 @@ class Trace(RecordedStep):
         # oneDNN multiplies matrices in 16 bits; the rest of a step is faster without it.
         self.needs_onednn = self.model.token_embedding.weight.dtype != torch.float32
         step = Traceable(self)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is deprecated; frozen sizes are intended
-            self.trace = torch.jit.trace(step, self.tokens, check_trace=False)
+        self.trace = torch.jit.trace(step, self.tokens, check_trace=False)  # its sizes are frozen
         step.trace = None  # otherwise the two would keep each other alive
 
     def replay(self, tokens):

@@ -1,6 +1,7 @@
 """What the tests share: one thread, and small data and runs to work on."""
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -41,6 +42,8 @@ LLAMA_KNOBS = "--norm=rmsnorm --position=rope --mlp=swiglu --n_kv_head=1 --tie_w
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # which Triton reads when it is imported
     torch.backends.mps.is_available = lambda: False  # on a Mac too, the tests run on the CPU
 
 
