@@ -17,6 +17,7 @@ from model import KVCache, RMSNorm, apply_rotary, not_rotated
 from support.quantize import Int8Linear
 
 ROWS = 8  # texts at once; with more, PyTorch's products are faster
+COMPARED = 4096  # positions, if the context has so many: a longer text has them compared again
 TOLERANCE = 1e-4  # by which a block and its kernels may differ in float32, relative to the norm
 LINEARS = nn.Linear, Int8Linear
 NORMS = nn.LayerNorm, RMSNorm
@@ -52,6 +53,7 @@ def fused_block(model, block, capacity):
     """The FusedBlock that computes what `block` does; None if none is known to."""
     compared, fast = known.get(block, (0, None))
     if compared < capacity:
+        capacity = max(capacity, min(model.config.block_size, COMPARED))
         try:
             fast = FusedBlock(block, model.config.mlp) if agree(model, block, capacity) else None
         except Exception:  # a block may be anything, and a compiler may raise anything

@@ -96,11 +96,14 @@ def looks_back(n):
     return mask
 
 
-def test_an_attention_of_your_own_is_kept(monkeypatch):
+@pytest.mark.parametrize("compared", [16, 4096])
+def test_an_attention_of_your_own_is_kept(monkeypatch, compared):
+    monkeypatch.setattr(fused_blocks, "COMPARED", compared)
     monkeypatch.setattr("model.attention_mask", looks_back(20))
     model = scrambled(make("llama", n_layer=1, block_size=64))
     (block,) = model.blocks
-    assert fused_block(model, block, 16)  # where it looks back on all, too
+    if compared == 16:
+        assert fused_block(model, block, 16)  # where it looks back on all, too
     assert not fused_block(model, block, 40)
 
 
