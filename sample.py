@@ -25,7 +25,7 @@ from support.recording import CudaGraph, recorded_step
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
 RANKED_AT_FIRST = 1024  # tokens, mostly enough for top_p; sorting all takes far longer
-WORTH_RECORDING = 64  # tokens: recording a step takes as long as it saves in about so many
+WORTH_RECORDING = 64  # tokens: recording takes as long as it saves in about so many (on a CPU)
 NO_TOKEN = -1  # where every token's probability is 0
 LONGEST_MATCH = 3  # prompt lookup searches for the last tokens, at most this many
 SEPARATOR = "---------------"
@@ -126,19 +126,19 @@ def draw(probabilities, generator):
     return torch.where(total > 0, found, NO_TOKEN)
 
 
-def sent(tokens):
+def fetching(tokens):
     """A function that returns the tokens (B, 1) as a list, once they have arrived from a GPU."""
-    on_cpu = tokens.to("cpu", non_blocking=True)
+    on_cpu = tokens.to("cpu", non_blocking=tokens.is_cuda)
     arrived = torch.cuda.Event() if tokens.is_cuda else None
     if arrived:
         arrived.record()
 
-    def arrive():
+    def fetch():
         if arrived:
             arrived.synchronize()
         return checked(on_cpu[:, 0].tolist())
 
-    return arrive
+    return fetch
 
 
 def checked(tokens):
@@ -182,27 +182,29 @@ def generate(
     seen = marked(rows, vocab_size, logits.device)
 
     def choose(logits):
+        """The next token of each row. On a GPU this is recorded: as in `seen`, what changes from
+        token to token must be in a tensor, unless --record=False.
+        """
         tokens = draw(distribution(logits[:, :vocab_size], seen), generator)  # (B, 1)
         seen.scatter_(1, tokens.clamp(min=0), True)
         return tokens
 
     for left in reversed(range(max_new_tokens)):
         tokens = context.chosen(choose, logits, generator)
-        arrive = sent(tokens)
-        ahead = left and context.runs_ahead
+        fetch = fetching(tokens)
+        ahead = left > 0 and context.runs_ahead
         if ahead:  # the GPU reads them while Python looks at them
             logits = context.read_on(tokens)[:, -1]
-        new = arrive()
+        new = fetch()
         yield new
         for row, token in zip(rows, new, strict=True):
             row.append(token)
-        if ahead or not left:
-            continue
-        if context.full:
-            rows = [last_half(row, block_size) for row in rows]
-            logits = context.read(rows, capacity)
-        else:
-            logits = context.read_on(tokens)[:, -1]
+        if left and not ahead:
+            if context.full:
+                rows = [last_half(row, block_size) for row in rows]
+                logits = context.read(rows, capacity)
+            else:
+                logits = context.read_on(tokens)[:, -1]
 
 
 # -------------------------------------------------------- context: the cache and recorded steps

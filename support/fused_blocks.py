@@ -8,7 +8,6 @@ import copy
 import importlib.util
 from contextlib import contextmanager
 from dataclasses import replace
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -16,24 +15,23 @@ from torch import nn
 from model import KVCache, RMSNorm, apply_rotary, not_rotated
 from support.quantize import Int8Linear
 
-ROWS = 8  # texts at once; with more, PyTorch's products are faster
-COMPARED = 4096  # positions, if the context has so many: a longer text has them compared again
+ROWS = 4  # texts at once; with eight, PyTorch's products are faster for large models
 TOLERANCE = 1e-4  # by which a block and its kernels may differ in float32, relative to the norm
 LINEARS = nn.Linear, Int8Linear
 NORMS = nn.LayerNorm, RMSNorm
-known = WeakKeyDictionary()  # {block: (the capacity it was compared with, its FusedBlock or None)}
 
 
 @contextmanager
 def fused(model, tokens, capacity):
-    """Within this, `model` reads tokens (B, 1) by fewer kernels, where they do the same, and a
-    cache of this capacity.
+    """Within this, `model` reads tokens (B, 1) by the kernels of its blocks, where these agree with
+    the blocks on texts of up to `capacity` tokens.
     """
     if not possible(tokens):
         yield
         return
     blocks = model.blocks
-    model.blocks = nn.ModuleList(fused_block(model, block, capacity) or block for block in blocks)
+    fast = nn.ModuleList(fused_block(model, block, capacity) or block for block in blocks)
+    model.blocks = fast if tokens.size(1) == 1 else blocks  # their weights are joined in any case
     try:
         yield
     finally:
@@ -41,56 +39,53 @@ def fused(model, tokens, capacity):
 
 
 def possible(tokens):
-    """Whether there are kernels to read tokens (B, T) with."""
-    rows, new = tokens.shape
-    few = rows <= ROWS and new == 1
-    return few and tokens.is_cuda and importlib.util.find_spec("triton") is not None
+    """Whether there are kernels to read tokens (B, T) with, or to read on with later."""
+    nvidia = tokens.is_cuda and torch.version.cuda is not None
+    return nvidia and len(tokens) <= ROWS and importlib.util.find_spec("triton") is not None
 
 
 @torch.inference_mode(False)  # whose tensors could not become weights
 @torch.no_grad()
 def fused_block(model, block, capacity):
     """The FusedBlock that computes what `block` does; None if none is known to."""
-    compared, fast = known.get(block, (0, None))
-    if compared < capacity:
-        capacity = max(capacity, min(model.config.block_size, COMPARED))
-        try:
-            fast = FusedBlock(block, model.config.mlp) if agree(model, block, capacity) else None
-        except Exception:  # a block may be anything, and a compiler may raise anything
-            fast = None
-        known[block] = capacity, fast
-    return fast
-
-
-def agree(model, block, capacity):
-    """Whether the kernels compute what a block does, as far as float32 can tell."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        return difference(model, block, capacity) <= TOLERANCE
+        agree = difference(model, block, capacity) <= TOLERANCE
+        return FusedBlock(block, model.config.mlp) if agree else None
+    except Exception:  # a block may be anything, and a compiler may raise anything
+        return None
     finally:
         torch.set_float32_matmul_precision(precision)
 
 
 def difference(model, block, capacity):
-    """How far apart their outputs are, or what they cached, relative to its norm.
+    """How far apart the two are in float32, relative to the norm: in what they add to their input,
+    or in what they cache.
 
-    With random numbers, a full cache, and one that is a third full.
+    They read two tokens of two texts with random numbers. The second text ends where the cache
+    does, and has large keys, so that attention is sharp.
     """
     exact, device = copy.deepcopy(block).float(), model.token_embedding.weight.device
-    exact.attention.layer = 0
-    tokens, results = torch.zeros(2, 1, dtype=torch.long, device=device), []
+    layer, results = exact.attention.layer, []
     for forward in (exact, FusedBlock(exact, model.config.mlp)):
         random = torch.Generator(device).manual_seed(0)
         cache = KVCache(replace(model.config, n_layer=1), 2, device, torch.float32, capacity)
-        cache.keys.normal_(generator=random)
-        cache.values.normal_(generator=random)
-        cache.truncate([capacity // 3, capacity - 1])
+        keys = cache.keys[0].normal_(generator=random)
+        values = cache.values[0].normal_(generator=random)
+        keys[1] *= 10
+        cache.keys, cache.values = {layer: keys}, {layer: values}  # another layer's are an error
+        cache.truncate([capacity // 3, capacity - 2])
         cache.static, cache.in_step = True, False
-        x = torch.randn(2, 1, model.config.n_embd, generator=random, device=device)
-        positions, mask = model.positions_and_mask(tokens, cache, None)
-        x, rotate = model.position(x, positions)
-        results.append([forward(x.float(), rotate, mask, cache), cache.keys, cache.values])
+        outputs = []
+        for _ in range(2):
+            x = torch.randn(2, 1, model.config.n_embd, generator=random, device=device)
+            tokens = torch.zeros(2, 1, dtype=torch.long, device=device)
+            positions, mask = model.positions_and_mask(tokens, cache, None)
+            x, rotate = model.position(x, positions)
+            outputs.append(forward(x.float(), rotate, mask, cache) - x.float())
+            cache.advance(1)
+        results.append([*outputs, keys, values])
     return max(((a - b).norm() / a.norm()).item() for a, b in zip(*results))
 
 
@@ -112,7 +107,8 @@ class FusedBlock(nn.Module):
         """As Block.forward, with a cache that is not in step; x (B, 1, C)."""
         from support.gpu_kernels import attention, attention_scratch
 
-        x, keys, values = x[:, 0], cache.keys[self.layer], cache.values[self.layer]
+        keys, values = cache.keys[self.layer], cache.values[self.layer]  # (B, K, capacity, D)
+        x = x[:, 0].contiguous()
         qkv = self.qkv(x)  # (B, (H + 2 K) D)
         if not hasattr(cache, "scratch"):  # for all blocks, one after the other
             heads = qkv.size(1) // keys.size(3) - 2 * keys.size(1)
@@ -160,14 +156,25 @@ class Product:
 
 
 def joined(linears, name):
-    """The layers' tensors of this name, one below the other; None if they have none."""
+    """The layers' tensors of this name, one below the other; None if they have none.
+
+    Afterwards each layer's is a part of it.
+    """
     tensors = [tensor for linear in linears if (tensor := getattr(linear, name, None)) is not None]
     if len(tensors) < len(linears):
         assert not tensors
         return None
-    if len(tensors) == 1:
-        return tensors[0].detach()
+    if are_joined(tensors):
+        shape = sum(map(len, tensors)), *tensors[0].shape[1:]
+        return tensors[0].detach().as_strided(shape, tensors[0].stride())
     whole = torch.cat([tensor.detach() for tensor in tensors])
     for tensor, part in zip(tensors, whole.split([len(tensor) for tensor in tensors])):
         tensor.data = part
     return whole
+
+
+def are_joined(tensors):
+    """Whether they lie one behind the other in the same memory."""
+    memory = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    ends = [tensor.data_ptr() + tensor.nbytes for tensor in tensors[:-1]]
+    return len(memory) == 1 and ends == [tensor.data_ptr() for tensor in tensors[1:]]

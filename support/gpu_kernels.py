@@ -38,7 +38,9 @@ def normalised(x, gain, mean, factor, i, inside):
 
 @triton.jit
 def statistics(x, row, n_rows, n_inputs, eps, NORM: tl.constexpr, WIDTH: tl.constexpr):
-    """The mean of each row, 0 for an RMS norm, and the factor that scales it to a variance of 1."""
+    """The mean of each row, 0 for an RMS norm, and the factor that scales the rest to a mean square
+    of 1.
+    """
     i = tl.arange(0, WIDTH)[None, :]
     inside = (row < n_rows) & (i < n_inputs)
     values = tl.load(x + row * n_inputs + i, inside, 0).to(tl.float32)
@@ -87,23 +89,21 @@ def product_kernel(
     """A program computes OUTPUTS outputs of all rows, from INPUTS inputs at a time.
 
     A thread reads EACH neighbouring weights at once, and adds up their products: so it keeps few
-    sums. The shapes below are (rows, outputs, inputs).
+    sums for each row. Tiles are (rows, outputs, inputs); gates count as outputs.
     """
     begin_next(OVERLAP)
     first = tl.program_id(0) * OUTPUTS
     gated: tl.constexpr = ACTIVATION == "swiglu"
-    made: tl.constexpr = 2 * OUTPUTS if gated else OUTPUTS
-    o = first + tl.arange(0, made)
-    exists = o < n_outputs
-    if gated:  # gates are the first half of the weights: gate 0, up 0, gate 1, …
-        pair = tl.arange(0, made)
-        o = first + pair // 2 + pair % 2 * n_outputs
-        exists = first + pair // 2 < n_outputs
-    sums = tl.zeros((ROWS, made, INPUTS // EACH), tl.float32)
+    n: tl.constexpr = 2 * OUTPUTS if gated else OUTPUTS
+    output = first + (tl.arange(0, n) // 2 if gated else tl.arange(0, n))
+    o = output  # row of the weights
+    if gated:  # gates are the first half of them: gate 0, up 0, gate 1, …
+        o += tl.arange(0, n) % 2 * n_outputs
+    exists = output < n_outputs
+    sums = tl.zeros((ROWS, n, INPUTS // EACH), tl.float32)
     tile = tl.max_contiguous(tl.arange(0, INPUTS), EACH)[None, None, :]
     weight += o[None, :, None].to(tl.int64) * n_inputs
-    real = exists[None, :, None]
-    w = tl.load(weight + tile, real & (tile < n_inputs), 0)  # needs nothing from before
+    w = tl.load(weight + tile, exists[None, :, None] & (tile < n_inputs), 0)  # known beforehand
     wait_for_last(OVERLAP)
 
     r = tl.arange(0, ROWS)
@@ -120,9 +120,9 @@ def product_kernel(
         if shift is not None:
             values += tl.load(shift + i, i < n_inputs, 0).to(tl.float32)
         products = w.to(tl.float32) * values
-        sums += tl.sum(tl.reshape(products, (ROWS, made, INPUTS // EACH, EACH)), 3)
+        sums += tl.sum(tl.reshape(products, (ROWS, n, INPUTS // EACH, EACH)), 3)
         i += INPUTS
-        w = tl.load(weight + i, real & (i < n_inputs), 0)
+        w = tl.load(weight + i, exists[None, :, None] & (i < n_inputs), 0)
     total = tl.sum(sums, 2)
     if scale is not None:
         total *= tl.load(scale + o, exists, 0).to(tl.float32)[None, :]
@@ -134,11 +134,11 @@ def product_kernel(
         total = gate * tl.sigmoid(gate) * up
     else:
         total = activated(total, ACTIVATION)
-    o = first + tl.arange(0, OUTPUTS)[None, :]
-    at, exists = r[:, None] * n_outputs + o, (r[:, None] < n_rows) & (o < n_outputs)
+    output = first + tl.arange(0, OUTPUTS)[None, :]
+    at, inside = r[:, None] * n_outputs + output, (r[:, None] < n_rows) & (output < n_outputs)
     if residual is not None:
-        total += tl.load(residual + at, exists, 0).to(tl.float32)
-    tl.store(y + at, total.to(y.dtype.element_ty), exists)
+        total += tl.load(residual + at, inside, 0).to(tl.float32)
+    tl.store(y + at, total.to(y.dtype.element_ty), inside)
 
 
 def product(x, weight, scale=None, bias=None, norm=None, activation="none", residual=None):
@@ -311,6 +311,7 @@ def attention(qkv, rotation, query_norm, key_norm, positions, keys, values, scra
     B, K, capacity, D = keys.shape
     H = qkv.size(1) // D - 2 * K
     half, span, splits = division(D, capacity)
+    assert len(scratch[1]) >= B * H
     cos, sin = rotation or (None, None)
     y = qkv.new_empty(B, H * D)
     attention_kernel[(B * H, triton.cdiv(capacity, span))](
@@ -346,7 +347,9 @@ def division(D, capacity):
 
 
 def attention_scratch(n_heads, keys):
-    """Memory for `attention` to work with, for n_heads of queries and a cache's keys."""
+    """Memory for `attention` to work with: what each program of a head adds up, and how many of
+    them have finished. For n_heads of queries, and a cache's keys (B, K, capacity, D).
+    """
     B, _, capacity, D = keys.shape
     half, _, splits = division(D, capacity)
     parts = keys.new_empty(B * n_heads * splits * (2 * half + 2), dtype=torch.float32)

@@ -216,6 +216,17 @@ def test_a_block_of_your_own_is_kept():
     assert fused_block(model, model.blocks[0], 16) and not fused_block(model, model.blocks[1], 16)
 
 
+def test_several_tokens_are_recorded_before_a_single_one():
+    model = make_model(block_size=128)
+    prompts = [list(range(40)) * 2]
+    expected = list(generate(model, prompts, 40, GREEDY, 50))
+    context = Context(model.to(GPU), recorded=True)
+    for _ in range(2):
+        made = generate_speculatively(model, prompts, 40, GREEDY, 50, context=context)
+        assert list(made) == expected
+    assert len(context.steps) == 2
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_chance_is_drawn_on_the_gpu(recorded):
     model = make_model(block_size=64).to(GPU)
@@ -238,7 +249,7 @@ def test_a_rule_that_waits_for_the_gpu_is_not_recorded():
     expected = list(generate(model, [[1, 2]], 40, waiting, 50))
     context = Context(model, recorded=True)
     assert list(generate(model, [[1, 2]], 40, waiting, 50, context=context)) == expected
-    assert context.graph.choice.waits
+    assert context.graph.choice.recordable is False
 
 
 @pytest.mark.parametrize("recorded", [False, True])
