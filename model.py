@@ -86,11 +86,11 @@ def causal_attention(q, k, v, mask=None, dropout=0.0):
     if k.size(1) != q.size(1):  # grouped-query attention: k1 k2 -> k1 k1 k2 k2
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
         v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)           # (B, H, S, D)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))             # (B, H, T, S)
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)           # (B, H, T, S)
     if mask is None:
         T, S = scores.shape[-2:]
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)       # rows sum to 1
+    weights = (scores + mask.float().log()).softmax(dim=-1)  # log 0 = -∞; rows sum to 1
     return F.dropout(weights, dropout).type_as(v) @ v                    # (B, H, T, D)
 
 
@@ -101,13 +101,16 @@ def fused_causal_attention(q, k, v, mask=None, dropout=0.0):
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, triangle, enable_gqa=shared)
 
 
-SHORT_CONTEXT = 256  # up to here, on a CPU, the formula is faster than the kernel
+SHORT_CONTEXT = 256  # up to here, on a CPU, the formula can be faster than the kernel
 
 
 def short_causal_attention(q, k, v, mask=None, dropout=0.0):
-    """`causal_attention` by the faster way for a short context: on a CPU, the formula."""
-    attend = causal_attention if q.device.type == "cpu" else fused_causal_attention
-    return attend(q, k, v, mask, dropout)
+    """`causal_attention` by the faster way for a short context: the formula on a CPU in 16 bits,
+    which the kernel there converts to 32, and with dropout, which it does not have.
+    """
+    converts = product_dtype(q) != torch.float32 and q.size(2) > 1
+    formula = bool(q.device.type == "cpu" and (converts or dropout > 0))
+    return (causal_attention if formula else fused_causal_attention)(q, k, v, mask, dropout)
 
 
 def attention_mask(positions, n_keys, causal=True, segments=None, static=False):

@@ -356,15 +356,28 @@ def test_compiled_a_model_has_the_same_gradients():
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("block_size", "kernel"), [(256, False), (257, True)])
-def test_short_contexts_on_a_cpu_are_attended_to_by_the_formula(monkeypatch, block_size, kernel):
+@pytest.mark.parametrize(
+    ("block_size", "dtype", "length", "dropout", "kernel"),
+    [
+        (256, torch.bfloat16, 16, 0.0, False),
+        (257, torch.bfloat16, 16, 0.0, True),
+        (256, torch.bfloat16, 1, 0.0, True),
+        (256, torch.float32, 16, 0.0, True),
+        (256, torch.float32, 16, 0.1, False),
+    ],
+)
+def test_short_contexts_on_a_cpu_are_attended_to_by_the_faster_way(
+    monkeypatch, block_size, dtype, length, dropout, kernel
+):
     used = []
     for name in ("causal_attention", "fused_causal_attention"):
         plain = getattr(model_module, name)
         monkeypatch.setattr(
             model_module, name, lambda *a, n=name, f=plain, **k: used.append(n) or f(*a, **k)
         )
-    make("gpt2", block_size=block_size)(some_tokens())
+    model = make("gpt2", block_size=block_size, dropout=dropout)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        model(some_tokens(length=length))
     assert set(used) == {"fused_causal_attention" if kernel else "causal_attention"}
 
 
