@@ -9,9 +9,9 @@ import torch
 import triton
 from triton import language as tl
 
-OUTPUTS, INPUTS = 4, 1024  # a program multiplies weights of so many, at a time
-EACH = 8  # of them next to each other a thread
-SPLITS = 32  # a text is divided among at most so many programs
+OUTPUTS, INPUTS = 4, 1024  # weights that a program multiplies at a time: rows, columns
+EACH = 8  # neighbouring ones that a thread multiplies
+SPLITS = 32  # programs among which a text is divided, at most
 KEYS = 64  # keys that a program looks at, at a time
 FIRST_WITH_OVERLAP = 9, 0  # compute capability: H100 and later
 
