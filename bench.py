@@ -129,11 +129,15 @@ def ceiling(device):
 # ------------------------------------------------------------------------------ the contestants
 
 
+def shape_of(config):
+    """The model's shape, by the names that nanoGPT and we have for it."""
+    return {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+
+
 def our_model(config, device, **options):
     torch.manual_seed(0)
-    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
     with device:  # where a large model's weights are drawn sooner
-        return Transformer(ModelConfig(vocab_size=50304, **shape, **options))
+        return Transformer(ModelConfig(vocab_size=50304, **shape_of(config), **options))
 
 
 def nanogpt_model(config):
@@ -141,7 +145,7 @@ def nanogpt_model(config):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     torch.manual_seed(0)
-    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    shape = shape_of(config)
     return module.GPT(module.GPTConfig(vocab_size=50304, bias=False, dropout=0.0, **shape))
 
 
@@ -270,7 +274,8 @@ def sample_ours(config, **options):
 
 def timed_writing(write, config):
     """Measure `write(n)`, which generates n tokens: latency of the first, rate of all."""
-    write(2 if pick_device(config.device).type == "cpu" else config.tokens)  # not timed
+    # Not timed. A GPU's kernels depend on how long a text may get.
+    write(2 if pick_device(config.device).type == "cpu" else config.tokens)
     seconds = {}
     for n in (1, config.tokens):
         wait_for_device()

@@ -282,19 +282,20 @@ def attention_kernel(
     if SPLITS == 1:
         tl.store(y, (sums / total).to(y.dtype.element_ty), exists)
         return
-    part = parts + tl.program_id(0) * SPLITS * (2 * HALF + 2)
-    mine = part + tl.program_id(1) * (2 * HALF + 2)
+    size: tl.constexpr = 2 * HALF  # a part is its sums, then its highest score and its total
+    part = parts + tl.program_id(0) * SPLITS * (size + 2)
+    mine = part + tl.program_id(1) * (size + 2)
     tl.store(mine + d, sums)
-    tl.store(mine + 2 * HALF, highest)
-    tl.store(mine + 2 * HALF + 1, total)
+    tl.store(mine + size, highest)
+    tl.store(mine + size + 1, total)
     tl.debug_barrier()  # all of its threads have written
     last = position // span
     if tl.atomic_add(finished + tl.program_id(0), 1) == last:
         s = tl.arange(0, SPLITS)
-        theirs, used = part + s * (2 * HALF + 2), s <= last
-        heights = tl.load(theirs + 2 * HALF, used, -float("inf"), cache_modifier=".cg")
+        theirs, used = part + s * (size + 2), s <= last
+        heights = tl.load(theirs + size, used, -float("inf"), cache_modifier=".cg")
         shares = tl.exp(heights - tl.max(heights))
-        totals = tl.load(theirs + 2 * HALF + 1, used, 0, cache_modifier=".cg")
+        totals = tl.load(theirs + size + 1, used, 0, cache_modifier=".cg")
         all_sums = tl.load(theirs[:, None] + d[None, :], used[:, None], 0, cache_modifier=".cg")
         result = tl.sum(shares[:, None] * all_sums, 0) / tl.sum(shares * totals)
         tl.store(y, result.to(y.dtype.element_ty), exists)

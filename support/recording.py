@@ -79,28 +79,31 @@ class CudaGraph(RecordedStep):
         super().__init__(model, cache, T)
 
     def record(self):
-        """Run the step a few times, so that all one-time setup is done; then record it."""
-        cache, lengths = self.cache, self.cache.lengths.clone()
-        cache.static, cache.in_step = True, False
-        own = self.own_kernels
+        """Record the step, with kernels of our own where the blocks have some."""
+        cache, own = self.cache, self.own_kernels
         kernels = fused(self.model, self.tokens, cache.capacity) if own else nullcontext()
+        cache.static, cache.in_step = True, False
         try:
-            stream = torch.cuda.Stream()
             with kernels:
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    for _ in range(2):
-                        self.step(self.tokens)
-                        cache.lengths.copy_(lengths)
-                        cache.longest -= self.tokens.size(1)
-                torch.cuda.current_stream().wait_stream(stream)
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self.logits = self.step(self.tokens)
+                self.capture()
         finally:
             cache.static = False
         # A graph knows only where the weights are.
         self.weights = [*map(torch.detach, self.model.parameters()), *self.model.buffers()]
+
+    def capture(self):
+        """Run the step a few times, so that all one-time setup is done; then capture it."""
+        lengths, stream = self.cache.lengths.clone(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.step(self.tokens)
+                self.cache.lengths.copy_(lengths)
+                self.cache.longest -= self.tokens.size(1)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.step(self.tokens)
 
     def replay(self, tokens):
         torch.clamp(tokens, min=0, out=self.tokens)  # what is no token is told only later
