@@ -31,12 +31,14 @@ from support.files import replacing
 from support.fp8 import multiplies_fp8, use_fp8
 from support.processes import compiled, open_world, pick_device, pick_dtype
 from support.quantize import for_inference
+from support.recorded_passes import recorded_passes
 from support.report import flops_per_token
-from train import TrainConfig, accumulate_gradients, make_optimizers, update
+from train import TrainConfig, accumulate_gradients, add_gradients, make_optimizers, update
 
 ROOT = Path(__file__).parent
 VOCAB_SIZE = 50257  # of GPT-2
 PROMPT = 16  # tokens before the sampled ones
+STEPS_BEFORE_ON_A_GPU = 20  # some are ours before they are recorded
 NANOGPT_FOR_A_CPU = (  # from its README
     "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
     "--log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
@@ -168,8 +170,9 @@ def random_tokens(config, device):
 
 
 def timed_training(step, config):
-    """Measure `config.steps` calls of `step`, after one that is not timed: {metric: number}."""
-    step()
+    """Measure `config.steps` calls of `step`, after some that are not timed: {metric: number}."""
+    for _ in range(1 if pick_device(config.device).type == "cpu" else STEPS_BEFORE_ON_A_GPU):
+        step()
     wait_for_device()
     begun = time.perf_counter()
     for _ in range(config.steps):
@@ -194,9 +197,11 @@ def train_ours(config, compile=False, fp8=False, **options):
         batches = [{"inputs": inputs, "targets": targets}]
         compiled_model = compiled(model, compile, world, batches[0], None)
         scaler = torch.amp.GradScaler(world.device.type, enabled=False)
+        add = partial(add_gradients, compiled_model, world, scaler)
+        add = recorded_passes(add, model, world)
 
         def step():
-            accumulate_gradients(compiled_model, batches, [1.0], world, scaler, [0])
+            accumulate_gradients(add, batches, [1.0], world, [0])
             update(model, optimizers, settings, scaler)
 
         return timed_training(step, config) | {

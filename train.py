@@ -26,6 +26,7 @@ from support.fp8 import use_fp8
 from support.optimizers import AdamW, Muon
 from support.processes import StopSignal, compiled, only_main_prints, open_world
 from support.recomputation import recompute_blocks
+from support.recorded_passes import recorded_passes
 from support.report import (
     Report,
     advice_on_memory,
@@ -99,6 +100,7 @@ class TrainConfig(ModelConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     fp8: bool = False  # products in the blocks in 8 bits, on GPUs that can (pip install torchao)
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, for longer runs
+    record: bool = True  # replay the kernels of a pass without Python in between, on one GPU
     gradient_checkpointing: bool = False  # recompute blocks when going backward: less memory
 
     def __post_init__(self):
@@ -382,26 +384,34 @@ def evaluating(model, ema):
 # ------------------------------------------------------------------------------------- the loop
 
 
-def accumulate_gradients(model, batches, shares, world, scaler, key):
-    """Accumulate the gradients of a step; returns this process's part of the step's loss.
+def add_gradients(model, world, scaler, batch, share, more_to_come=False):
+    """Add the gradients of a micro-batch to those there are; returns its part of a step's loss.
 
-    With one process and one micro-batch it is `loss.backward()`. In general the loss of a step is
+    For one process and one micro-batch it is `loss.backward()`. In general the loss of a step is
     the sum over its targets divided by their number, over all micro-batches and processes. So each
     micro-batch is weighted by its share of the targets, and how a step is divided makes no
-    difference. Dropout of a micro-batch is seeded by `key` and its number.
+    difference.
+    """
+    with world.accumulating(model, more_to_come):
+        with world.precision():  # products in 16 bits where that is fast, weights in 32
+            _, mean = model(**batch)
+        part = mean * share
+        # float16's gradients are scaled up, lest small ones become 0. DDP averages over the
+        # processes: times their number, it sums.
+        scaler.scale(part * world.size).backward()
+    return part.detach()
+
+
+def accumulate_gradients(add_gradients, batches, shares, world, key):
+    """Accumulate the gradients of a step; returns this process's part of the step's loss.
+
+    Dropout of a micro-batch is seeded by `key` and its number.
     """
     loss = torch.zeros((), device=world.device)
     for i, (batch, share) in enumerate(zip(batches, shares)):
         seed = np.random.SeedSequence([*key, world.rank * len(batches) + i]).generate_state(1)[0]
         torch.manual_seed(int(seed))
-        with world.accumulating(model, more_to_come=i + 1 < len(batches)):
-            with world.precision():  # products in 16 bits where that is fast, weights in 32
-                _, mean = model(**world.place(batch))
-            part = mean * share
-            # float16's gradients are scaled up, lest small ones become 0. DDP averages over the
-            # processes: times their number, it sums.
-            scaler.scale(part * world.size).backward()
-        loss += part.detach()
+        loss += add_gradients(world.place(batch), share, more_to_come=i + 1 < len(batches))
     return loss
 
 
@@ -464,7 +474,9 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
     example = batch_at(progress.step)[0]
     is_worth_it = partial(is_long, model, config, config.max_iters - progress.step)
     compiled_model = compiled(model, config.compile, world, example, is_worth_it)
-    ddp_model = world.data_parallel(compiled_model)
+    add = partial(add_gradients, world.data_parallel(compiled_model), world, scaler)
+    if config.record:
+        add = recorded_passes(add, model, world)
     began = time.perf_counter() - 60 * progress.minutes
     model.train()
     with StopSignal() as stop:
@@ -501,7 +513,7 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             set_rates(optimizers, factor)
             shares = [count / max(n_targets, 1) for count in counts]
             key = [config.seed, progress.step]
-            loss = accumulate_gradients(ddp_model, batches, shares, world, scaler, key)
+            loss = accumulate_gradients(add, batches, shares, world, key)
             norm = update(model, optimizers, config, scaler)
             ema.update(model, progress.step)
 

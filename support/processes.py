@@ -115,7 +115,7 @@ def open_world(device="auto", dtype="auto", to_train=True):
     if size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        with until_nobody_reads():
+        with until_nobody_reads(), own_stream(device):
             yield World(device, pick_dtype(dtype, device), rank, size)
     except KeyboardInterrupt:
         raise SystemExit("\nstopped immediately") from None
@@ -131,6 +131,21 @@ def open_world(device="auto", dtype="auto", to_train=True):
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+@contextmanager
+def own_stream(device):
+    """A context in which a GPU's kernels go to a stream of their own: the default one's cannot be
+    recorded.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    default, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(default)
+    with torch.cuda.stream(stream):
+        yield
+    default.wait_stream(stream)
 
 
 def keep_freed_memory():

@@ -319,7 +319,7 @@ def flops_per_token(model, block_size):
 
 # A compiler's half minute is gained back after so many passes of a small model, whose kernels are
 # shorter than Python's calls, or so many FLOPs of a large one.
-LONG_RUN_PASSES, LONG_RUN_FLOPS = 5_000, 1e16
+LONG_RUN_PASSES, LONG_RUN_FLOPS = 20_000, 1e16
 
 
 def is_long(model, config, steps):

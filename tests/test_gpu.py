@@ -10,10 +10,12 @@ import torch
 from bench import CONTESTANTS
 from model import IGNORED, Block, fused_next_token_loss
 from sample import Context, generate, generate_speculatively, next_token_distribution
+from support import recorded_passes
 from support.fp8 import multiplies_fp8
 from support.fused_blocks import fused_block
 from support.processes import compiled, open_world
 from support.quantize import Int8Linear, replace_linears
+from support.recorded_passes import RecordedPasses, Recording
 from support.recording import CudaGraph
 from support.report import read_log
 from tests.conftest import call
@@ -21,7 +23,7 @@ from tests.test_bench import SMALL
 from tests.test_model import VARIANTS, make, scrambled, some_tokens
 from tests.test_sample import GREEDY, make_model
 from tests.test_train import last
-from train import accumulate_gradients
+from train import accumulate_gradients, add_gradients
 
 GPU = "cuda"
 PROMPTS = ([[1, 2, 3]], [[1, 2, 3], [4, 5, 6, 7, 8], [9]])
@@ -35,6 +37,11 @@ pytestmark = [
 def exact_products(monkeypatch):
     """float32 in full: with TensorFloat-32 the comparisons would have to be loose."""
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+
+
+@pytest.fixture(autouse=True)
+def recorded_whether_it_pays_or_not(monkeypatch):
+    monkeypatch.setattr(recorded_passes, "HELD_UP", 0.0)  # other tests may keep the GPU busy
 
 
 def gradients(model, tokens, forward=None):
@@ -147,12 +154,93 @@ def test_gradients_are_made_without_waiting_for_the_gpu():
         model, tokens = make("fast").to(world.device), some_tokens(length=17)
         batches = [{"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}] * 2
         scaler = torch.amp.GradScaler(GPU, enabled=False)
-        accumulate_gradients(model, batches, [0.5, 0.5], world, scaler, [0])
+        add = partial(add_gradients, model, world, scaler)
+        accumulate_gradients(add, batches, [0.5, 0.5], world, [0])
         torch.cuda.set_sync_debug_mode("error")
         try:
-            accumulate_gradients(model, batches, [0.5, 0.5], world, scaler, [0])
+            accumulate_gradients(add, batches, [0.5, 0.5], world, [0])
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_run_of_recorded_passes_is_the_run_without(
+    train_tiny, monkeypatch, capsys, dtype, compile
+):
+    replays = []
+
+    class Counted(Recording):
+        def __call__(self, *inputs):
+            replays.append(1)
+            return super().__call__(*inputs)
+
+    monkeypatch.setattr(recorded_passes, "Recording", Counted)
+    runs = []
+    for record in (False, True):
+        train_tiny(
+            *f"--device={GPU} --dtype={dtype} --compile={compile} --record={record}".split(),
+            *"--dropout=0.2 --optimizer=muon --gradient_accumulation_steps=2".split(),
+            *"--ema_decay=0.9 --document_mask=True --ngrams=2".split(),
+        )
+        runs.append((losses(), last()["model"]))
+    assert len(replays) == 2 * 20 - recorded_passes.PASSES_BEFORE
+    assert "not possible" not in capsys.readouterr().out
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-3)
+    assert_alike(runs[1][1], runs[0][1], 0.1 if compile else 0.02)
+
+
+def recorded_sum(function, n=1):
+    """(RecordedPasses of the sum of `function(weight, batch)`, the weight, of n ones)."""
+    weight = torch.nn.Parameter(torch.ones(n, device=GPU))
+
+    def add_gradients(batch, share, more_to_come=False):
+        loss = function(weight, batch).sum() * share
+        loss.backward()
+        return loss.detach()
+
+    return RecordedPasses(add_gradients, torch.nn.ParameterList([weight])), weight
+
+
+@pytest.mark.parametrize("shapes", [1, 3])
+def test_recorded_gradients_are_added_to_earlier_ones(shapes):
+    with open_world(GPU, "float32"):
+        passes, weight = recorded_sum(lambda weight, batch: weight * batch["inputs"].sum(), 2)
+        for step in range(40):
+            expected = 0
+            for i in range(4):
+                length, share = 1 + i % shapes, 0.25 * (i + step)
+                loss = passes({"inputs": torch.ones(length, device=GPU)}, share)
+                expected += length * share
+                assert loss == 2 * length * share
+            assert weight.grad.tolist() == [expected] * 2
+            weight.grad = None
+        assert len(passes.recordings) == shapes and passes.is_possible
+
+
+def growing(weight, batch):
+    growing.factor += 1
+    return weight * batch["inputs"] * growing.factor
+
+
+def waiting(weight, batch):
+    return weight * batch["inputs"] if weight.sum() > 0 else -weight
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"), [(growing, "differs from the model"), (waiting, "waits for the GPU")]
+)
+def test_what_depends_on_python_is_not_recorded(function, reason, capsys):
+    growing.factor, made = 0, []
+    with open_world(GPU, "float32"):
+        passes, weight = recorded_sum(function)
+        for _ in range(20):
+            loss = passes({"inputs": torch.ones(1, device=GPU)}, 1.0)
+            assert loss == weight.grad
+            made.append(loss.item())
+            weight.grad = None
+    assert made == [1] * 20 if function is waiting else made == sorted(set(made))
+    assert reason in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [[], ["--method=lora", "--merge"]])

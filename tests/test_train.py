@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -318,7 +319,8 @@ def test_accumulation_equals_a_larger_batch(train_tiny):
 def gradient_of(batches, shares):
     """The gradient of the one-number model for a step of these micro-batches."""
     model, scaler = Scale(), torch.amp.GradScaler("cpu", enabled=False)
-    train_module.accumulate_gradients(model, batches, shares, ALONE, scaler, key=[0, 0])
+    add = partial(train_module.add_gradients, model, ALONE, scaler)
+    train_module.accumulate_gradients(add, batches, shares, ALONE, key=[0, 0])
     return model.scale.grad.item()
 
 

@@ -127,7 +127,7 @@ def gradients_and_update(scaler, **settings):
     """(model, optimizers, norm) after one update of a small model with Muon and AdamW."""
     model, config = small(), TrainConfig(optimizer="muon", **settings)
     optimizers = make_optimizers(model, config)
-    train_module.accumulate_gradients(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
+    train_module.add_gradients(model, ALONE, scaler, some_batch(model), 1.0)
     return model, optimizers, train_module.update(model, optimizers, config, scaler)
 
 
@@ -146,7 +146,7 @@ def test_one_infinite_gradient_skips_the_update_of_all_weights_and_halves_the_sc
     model, config = small(), TrainConfig(optimizer="muon")
     optimizers, scaler = make_optimizers(model, config), torch.amp.GradScaler("cpu")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    train_module.accumulate_gradients(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
+    train_module.add_gradients(model, ALONE, scaler, some_batch(model), 1.0)
     model.blocks[0].mlp.up.weight.grad[0, 0] = torch.inf  # in Muon's part alone
     norm = train_module.update(model, optimizers, config, scaler)
     assert not np.isfinite(norm)
@@ -221,7 +221,7 @@ def test_random_weights_are_not_the_best_of_a_run_that_was_stopped_early(tmp_pat
 @pytest.mark.parametrize("grad_clip", [0.0, 0.1])
 def test_a_gradient_is_shortened_to_grad_clip_and_keeps_its_direction(grad_clip):
     model, scaler = small(), torch.amp.GradScaler("cpu", enabled=False)
-    train_module.accumulate_gradients(model, [some_batch(model)], [1.0], ALONE, scaler, [0, 0])
+    train_module.add_gradients(model, ALONE, scaler, some_batch(model), 1.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     gradient = [parameter.grad.clone() for parameter in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)  # which goes as far as the gradient is long
