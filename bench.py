@@ -60,7 +60,7 @@ class BenchConfig:
     n_embd: int = 768  # channels
     block_size: int = 1024  # context
     batch_size: int = 2  # train: sequences per step
-    steps: int = 2  # train: timed steps, after one that is not timed
+    steps: int = 2  # train: timed steps, after one that is not timed (on a GPU, 20)
     tokens: int = 512  # sample: tokens to generate, in one text
     megabytes: float = 20.0  # prepare: size of the text
     options: str = "--max_iters=60 --eval_interval=60"  # loss: options for our config
@@ -171,7 +171,7 @@ def random_tokens(config, device):
 
 def timed_training(step, config):
     """Measure `config.steps` calls of `step`, after some that are not timed: {metric: number}."""
-    for _ in range(1 if pick_device(config.device).type == "cpu" else STEPS_BEFORE_ON_A_GPU):
+    for _ in range(STEPS_BEFORE_ON_A_GPU if pick_device(config.device).type == "cuda" else 1):
         step()
     wait_for_device()
     begun = time.perf_counter()

@@ -402,16 +402,17 @@ def add_gradients(model, world, scaler, batch, share, more_to_come=False):
     return part.detach()
 
 
-def accumulate_gradients(add_gradients, batches, shares, world, key):
+def accumulate_gradients(add, batches, shares, world, key):
     """Accumulate the gradients of a step; returns this process's part of the step's loss.
 
-    Dropout of a micro-batch is seeded by `key` and its number.
+    `add(batch, share, more_to_come)` is `add_gradients`, perhaps recorded. Dropout of a micro-batch
+    is seeded by `key` and its number.
     """
     loss = torch.zeros((), device=world.device)
     for i, (batch, share) in enumerate(zip(batches, shares)):
         seed = np.random.SeedSequence([*key, world.rank * len(batches) + i]).generate_state(1)[0]
         torch.manual_seed(int(seed))
-        loss += add_gradients(world.place(batch), share, more_to_come=i + 1 < len(batches))
+        loss += add(world.place(batch), share, more_to_come=i + 1 < len(batches))
     return loss
 
 
@@ -472,11 +473,11 @@ def train(model, config, batch_at, evaluate, world, report, metadata, resumed=No
             save_checkpoint(Path(config.out_dir) / name, metadata | state)
 
     example = batch_at(progress.step)[0]
-    is_worth_it = partial(is_long, model, config, config.max_iters - progress.step)
+    is_worth_it = partial(is_long, model, config, config.max_iters - progress.step, world.size)
     compiled_model = compiled(model, config.compile, world, example, is_worth_it)
     add = partial(add_gradients, world.data_parallel(compiled_model), world, scaler)
     if config.record:
-        add = recorded_passes(add, model, world)
+        add = recorded_passes(add, model, world, report.say)
     began = time.perf_counter() - 60 * progress.minutes
     model.train()
     with StopSignal() as stop:

@@ -38,4 +38,4 @@ eval_interval = 1150  # an evaluation takes ten seconds
 eval_iters = 28  # all 435 windows of the validation split
 log_interval = 20
 
-compile = True  # costs up to 50 seconds at startup, and saves a sixth of every step; GPU: False
+compile = True  # costs up to 50 seconds and saves a sixth of a step; on a GPU, --compile=False

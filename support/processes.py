@@ -115,7 +115,7 @@ def open_world(device="auto", dtype="auto", to_train=True):
     if size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        with until_nobody_reads(), own_stream(device):
+        with until_nobody_reads(), own_stream(device, to_train and size == 1):
             yield World(device, pick_dtype(dtype, device), rank, size)
     except KeyboardInterrupt:
         raise SystemExit("\nstopped immediately") from None
@@ -134,11 +134,9 @@ def open_world(device="auto", dtype="auto", to_train=True):
 
 
 @contextmanager
-def own_stream(device):
-    """A context in which a GPU's kernels go to a stream of their own: the default one's cannot be
-    recorded.
-    """
-    if device.type != "cuda":
+def own_stream(device, to_record):
+    """A context in which a GPU's kernels go to a stream of their own, as recording them takes."""
+    if device.type != "cuda" or not to_record:
         yield
         return
     default, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)

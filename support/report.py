@@ -319,14 +319,16 @@ def flops_per_token(model, block_size):
 
 # A compiler's half minute is gained back after so many passes of a small model, whose kernels are
 # shorter than Python's calls, or so many FLOPs of a large one.
-LONG_RUN_PASSES, LONG_RUN_FLOPS = 20_000, 1e16
+LONG_RUN_PASSES, LONG_RUN_PASSES_RECORDED, LONG_RUN_FLOPS = 5_000, 20_000, 1e16
 
 
-def is_long(model, config, steps):
+def is_long(model, config, steps, processes=1):
     """Whether a run of so many steps gains more by compiling than the compiler takes."""
+    is_recorded = config.record and processes == 1
+    long = LONG_RUN_PASSES_RECORDED if is_recorded else LONG_RUN_PASSES
     flops = steps * tokens_per_step(config) * flops_per_token(model, config.block_size)
     passes = steps * config.gradient_accumulation_steps
-    return passes >= LONG_RUN_PASSES or flops >= LONG_RUN_FLOPS
+    return passes >= long or flops >= LONG_RUN_FLOPS
 
 
 def tokens_per_step(config):
@@ -500,4 +502,6 @@ def advice_on_memory(config):
             advice = f"--block_size{half}"
         if not config.gradient_checkpointing:
             advice += ", or --gradient_checkpointing=True"
+        if torch.cuda.is_available() and config.record:
+            advice += ", or --record=False"
         raise SystemExit(f"out of memory with batch_size={batch}; try {advice}") from None

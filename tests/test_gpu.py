@@ -42,6 +42,7 @@ def exact_products(monkeypatch):
 @pytest.fixture(autouse=True)
 def recorded_whether_it_pays_or_not(monkeypatch):
     monkeypatch.setattr(recorded_passes, "HELD_UP", 0.0)  # other tests may keep the GPU busy
+    monkeypatch.setattr(recorded_passes, "FASTER", float("inf"))
 
 
 def gradients(model, tokens, forward=None):
@@ -241,6 +242,31 @@ def test_what_depends_on_python_is_not_recorded(function, reason, capsys):
             weight.grad = None
     assert made == [1] * 20 if function is waiting else made == sorted(set(made))
     assert reason in capsys.readouterr().out
+
+
+def test_a_pass_that_synchronizes_goes_on_or_says_how_to():
+    def synchronizing(weight, batch):
+        torch.cuda.synchronize()
+        return torch.dropout(weight * batch["inputs"], 0.5, train=True)
+
+    with open_world(GPU, "float32"):
+        passes, weight = recorded_sum(synchronizing, 1000)
+        try:
+            for _ in range(20):
+                passes({"inputs": torch.ones(1000, device=GPU)}, 1.0)
+        except SystemExit as stop:
+            assert "--record=False" in str(stop)
+        else:
+            assert not passes.recordings and 0.8 < weight.grad.mean() / 20 < 1.2
+
+
+def test_what_keeps_the_gpu_busy_anyway_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(recorded_passes, "HELD_UP", 0.8)
+    with open_world(GPU, "float32"):
+        passes, _ = recorded_sum(lambda weight, batch: weight * (batch["inputs"] @ batch["inputs"]))
+        for _ in range(20):
+            passes({"inputs": torch.ones(8192, 8192, device=GPU)}, 1.0)
+        assert passes.is_possible and not passes.recordings
 
 
 @pytest.mark.parametrize("options", [[], ["--method=lora", "--merge"]])

@@ -107,6 +107,9 @@ def test_a_run_is_long_by_its_passes_or_by_what_it_computes():
     config = TrainConfig(vocab_size=50304, n_layer=1, n_embd=12, gradient_accumulation_steps=2)
     tiny = Transformer(ModelConfig(vocab_size=50304, n_layer=1, n_embd=12))
     assert is_long(tiny, config, 10_000) and not is_long(tiny, config, 9_999)
+    assert is_long(tiny, config, 2_500, processes=2) and not is_long(tiny, config, 2_499, 2)
+    config.record = False
+    assert is_long(tiny, config, 2_500) and not is_long(tiny, config, 2_499)
     with torch.device("meta"):
         large = Transformer(ModelConfig())
     per_step = 2 * 12 * 1024 * 854_654_976

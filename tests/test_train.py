@@ -481,6 +481,9 @@ class Report0:
     def show_optimizers(self, optimizers):
         pass
 
+    def say(self, line):
+        pass
+
     def start_step(self):
         pass
 
