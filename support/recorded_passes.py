@@ -119,13 +119,14 @@ class RecordedPasses:
             self.recordings[shape] = Recording(self.add_gradients, batch, weights, pool)
         except Exception as error:  # of any kind: it also works without
             check_intact()
-            self.give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            reason, _, _ = f"{type(error).__name__}: {error}".partition("\n")
+            self.give_up(reason)
             return
-        if len(self.recordings) == 1:
-            self.show("record: passes are replayed now; --record=False runs model.py for each")
         self.kept += torch.cuda.memory_reserved() - before
         self.gradients |= {p: p.grad for p in weights if p.grad is not None}
-        self.places, self.numbers = places_of(self.model), numbers_of(self.model)
+        if len(self.recordings) == 1:
+            self.places, self.numbers = places_of(self.model), numbers_of(self.model)
+            self.show("record: passes are replayed now; --record=False runs model.py for each")
 
     def compare(self, shape, batch, share):
         """Make a pass both ways; give up if they differ, or a replay takes as long."""
