@@ -52,7 +52,7 @@ class ModelConfig:
     init: Literal["gpt2", "zero"] = "gpt2"  # zero: each block starts as the identity
     causal: bool = True  # False: every position also sees the future (to classify, not to generate)
     fused_attention: Literal["auto", True, False] = "auto"  # True: one kernel; False: the formula
-    fused_loss: bool = True  # never hold all logits at once; False: cross-entropy written out
+    fused_loss: bool = True  # never hold all logits at once; False: the formula of cross-entropy
     narrow_residual: bool = False  # carry the residual stream in 16 bits where products have 16
 
     def __post_init__(self):
@@ -111,6 +111,24 @@ def short_causal_attention(q, k, v, mask=None, dropout=0.0):
     converts = product_dtype(q) != torch.float32 and q.size(2) > 1
     formula = bool(q.device.type == "cpu" and (converts or dropout > 0))
     return (causal_attention if formula else fused_causal_attention)(q, k, v, mask, dropout)
+
+
+def attention_in(config):
+    """The function for attention: a kernel, while that computes what `causal_attention` does."""
+    wants = config.fused_attention
+    if wants is False or (wants == "auto" and not kernel_agrees()):
+        return causal_attention
+    is_short = wants == "auto" and config.block_size <= SHORT_CONTEXT
+    return short_causal_attention if is_short else fused_causal_attention
+
+
+def kernel_agrees():
+    """Whether the kernel computes the same as the formula: no longer once you change that."""
+    waves = torch.arange(80.0, device="cpu").mul(1.7)
+    q = 4 * waves.sin().view(1, 2, 5, 8)
+    k = v = waves.cos()[:40].view(1, 1, 5, 8)
+    formula, kernel = causal_attention(q, k, v), fused_causal_attention(q, k, v)
+    return torch.allclose(formula, kernel, rtol=1e-3, atol=1e-4)
 
 
 def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
@@ -258,12 +276,7 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(H * D, C, bias=config.bias)
         self.query_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
-        if config.fused_attention is False:
-            self.attend = causal_attention
-        elif config.fused_attention == "auto" and config.block_size <= SHORT_CONTEXT:
-            self.attend = short_causal_attention
-        else:
-            self.attend = fused_causal_attention
+        self.attend = attention_in(config)
         shared = config.attention_dropout is None
         self.attention_dropout = config.dropout if shared else config.attention_dropout
         self.dropout = make_dropout(config)
@@ -361,6 +374,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
+        self.fused_loss = config.fused_loss and fused_loss_agrees()
         initialize(self, config)
 
     def forward(self, inputs, targets=None, cache=None, segments=None, at=None):
@@ -390,7 +404,7 @@ class Transformer(nn.Module):
             cache.advance(inputs.size(1))
         softcap = self.config.softcap
         smoothing = self.config.label_smoothing if self.training else 0.0
-        if targets is not None and self.config.fused_loss:
+        if targets is not None and self.fused_loss:
             return None, fused_next_token_loss(x, self.head.weight, targets, softcap, smoothing)
         logits = capped(self.head(x), softcap)                           # (B, T, V)
         loss = None if targets is None else next_token_loss(logits, targets, smoothing)
@@ -480,6 +494,17 @@ def fused_next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=
     n_targets = (targets != IGNORED).sum().clamp(min=1)
     rows = hidden.flatten(0, 1), targets.flatten()                                 # (N, C), (N)
     return SummedLoss.apply(*rows, weight, softcap, label_smoothing) / n_targets
+
+
+def fused_loss_agrees():
+    """Whether that is the same as `next_token_loss`: no longer once you change one of them."""
+    waves = torch.arange(24.0, device="cpu").mul(1.7).sin()
+    hidden, weight = waves.view(1, 4, 6), 4 * waves[:18].view(3, 6)
+    targets = torch.tensor([[0, 2, IGNORED, 1]], device="cpu")
+    with torch.no_grad():
+        formula = next_token_loss(hidden @ weight.t(), targets, 0.1)
+        fused = fused_next_token_loss(hidden, weight, targets, label_smoothing=0.1)
+    return torch.allclose(formula, fused, rtol=1e-3)
 
 
 class SummedLoss(torch.autograd.Function):

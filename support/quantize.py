@@ -16,7 +16,8 @@ from support.processes import pick_dtype
 from support.token_files import Windows, open_dataset
 
 HALF_ROWS = 2  # with more rows at once, float16 is no faster on a CPU than a kernel for matrices
-FLOAT32_BELOW = 4_000_000  # a model with fewer weights is faster in float32 on a CPU
+SMALL = 4_000_000  # a model with fewer weights is faster in float32 on a CPU, with one thread
+ONE_THREAD_ROWS = 4  # and at most so many rows at once
 HELD_OUT = 2048  # tokens on which to measure what low precision costs
 MPS_DIVISOR = 32  # of the sizes that Apple's int8 kernel supports
 INT8_ROWS = 8  # with more rows at once, without FBGEMM, it pays to convert the weights first
@@ -28,10 +29,14 @@ NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", F
 def for_inference(model, config, rows_at_once, world):
     """The model in the requested precision, or in the fastest one for this many rows at once."""
     on_cpu, dtype = world.device.type == "cpu", world.dtype
+    is_small = on_cpu and sum(weight.numel() for weight in model.parameters()) < SMALL
     if config.dtype == "auto" and on_cpu:
-        small = sum(weight.numel() for weight in model.parameters()) < FLOAT32_BELOW
         dtype = torch.float16 if rows_at_once <= HALF_ROWS else dtype
-        dtype = torch.float32 if small else dtype
+        dtype = torch.float32 if is_small else dtype
+    if is_small and rows_at_once <= ONE_THREAD_ROWS:
+        # A token takes a millisecond, with one thread or two; but 24 of them when another program
+        # keeps the second from running.
+        torch.set_num_threads(1)
     if config.quantize == "int8":
         return replace_linears(model, Int8Linear).to(torch.float32 if on_cpu else dtype)
     if dtype == torch.float16 and on_cpu:

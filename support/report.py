@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import IGNORED, rows_per_piece
+from model import IGNORED, causal_attention, rows_per_piece
 from support.checkpoint import BEST
 from support.files import fall_silent, replacing, replacing_figure
 from support.metrics import width
@@ -345,6 +345,12 @@ def show_plan(model, config, dataset, world):
     print(f"tokens per iteration will be: {per_step:,}")
     print(f"number of parameters: {counted / 1e6:.2f}M")
     print(f"running on {world.device} in {precision}, processes: {world.size}")
+    if config.fused_attention == "auto" and any(
+        getattr(module, "attend", None) is causal_attention for module in model.modules()
+    ):
+        print("attention by the formula in model.py, which differs from the kernel's")
+    if config.fused_loss and not model.fused_loss:
+        print("loss by next_token_loss in model.py, which differs from the one in pieces")
     if dataset.floor and config.target_shift == 1 and config.causal:
         print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
     epochs = 0 if config.max_minutes else config.max_iters * per_step / len(dataset.train)
@@ -394,7 +400,7 @@ def memory_parts(model, config, world, length):
     states = 2 * bytes_of(trained) - (bytes_of(in_muon) if config.optimizer == "muon" else 0)
     one, two = (saved_bytes(model, world, sequences, length) for sequences in (1, 2))
     rows, vocab_size = config.batch_size * length, model.head.out_features
-    if config.fused_loss:
+    if model.fused_loss:
         rows = min(rows, rows_per_piece(vocab_size, world.device))
     return {
         "PyTorch": PYTORCH_BYTES,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -49,10 +50,14 @@ def read_config(Config, default_file, fixed=("optimizer",)):
     try:
         stored = Config(**resumed["train_config"])
     except (TypeError, ValueError) as error:
+        advice = ""
+        with suppress(TypeError, ValueError):
+            ModelConfig(**resumed["model_config"])
+            advice = ", or start a new run from its weights: "
+            advice += f"--init_from={out_dir} --out_dir={out_dir}_2"
         raise SystemExit(
-            f"{out_dir} was trained with another version of this project ({error}); use "
-            f"that one, or start a new run from its weights: --init_from={out_dir} "
-            f"--out_dir={out_dir}_2"
+            f"{out_dir} was trained with another version of this project ({error}); use that "
+            f"one{advice}"
         ) from None
     typed = [word for i, word in enumerate(sys.argv[1:]) if i not in files]
     config = load_config(Config, typed, default=stored)

@@ -136,6 +136,27 @@ def test_explicit_and_fused_attention_agree(variant, causal):
     torch.testing.assert_close(fused(tokens)[0], explicit(tokens)[0])
 
 
+def test_the_kernel_and_the_loss_in_pieces_are_used_while_they_agree_with_the_formulas(monkeypatch):
+    attention, loss = model_module.causal_attention, model_module.next_token_loss
+    before = torch.get_rng_state()
+    assert model_module.kernel_agrees() and model_module.fused_loss_agrees()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert make("fast").fused_loss
+
+    monkeypatch.setattr(
+        model_module,
+        "causal_attention",
+        lambda q, k, v, mask=None, dropout=0.0: attention(q, 1.01 * k, v, mask, dropout),
+    )
+    assert make("fast").blocks[0].attention.attend is model_module.causal_attention
+    assert make("fast", fused_attention=True).blocks[0].attention.attend is fused_causal_attention
+    monkeypatch.setattr(model_module, "causal_attention", attention)
+    monkeypatch.setattr(
+        model_module, "next_token_loss", lambda logits, *more: loss(logits.abs(), *more)
+    )
+    assert not make("fast").fused_loss
+
+
 def test_attention_is_the_mean_of_values_weighted_by_softmax():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 1, 4, 8)
@@ -376,6 +397,7 @@ def test_short_contexts_on_a_cpu_are_attended_to_by_the_faster_way(
             model_module, name, lambda *a, n=name, f=plain, **k: used.append(n) or f(*a, **k)
         )
     model = make("gpt2", block_size=block_size, dropout=dropout)
+    used.clear()  # of comparing the two
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         model(some_tokens(length=length))
     assert set(used) == {"fused_causal_attention" if kernel else "causal_attention"}

@@ -731,7 +731,7 @@ def test_the_weights_have_the_precision_asked_for(options, dtype, trained, monke
 
 
 def test_on_a_cpu_a_large_model_is_read_in_16_bits_as_suits_the_number_of_rows(monkeypatch):
-    monkeypatch.setattr(quantize, "FLOAT32_BELOW", 0)
+    monkeypatch.setattr(quantize, "SMALL", 0)
     config = SampleConfig(device="cpu")
     with open_world("cpu", "auto", to_train=False) as world:
         for rows, dtype in ((1, torch.float16), (3, world.dtype)):

@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+import model as model_module
 import train as train_module
 from model import IGNORED, ModelConfig, Transformer
+from support import report
 from support.checkpoint import read_checkpoint, save_checkpoint
 from support.optimizers import Muon
 from support.processes import World
@@ -692,6 +694,45 @@ def test_a_run_of_another_version_is_told_how_to_go_on(train_tiny, run):
     save_checkpoint(Path("out/tiny/ckpt.pt"), checkpoint)
     with pytest.raises(SystemExit, match=r"another version.*knob_of_old.*--init_from=out/tiny"):
         run("train.py", "--init_from=resume", "--out_dir=out/tiny")
+    checkpoint["train_config"]["mlp"] = checkpoint["model_config"]["mlp"] = "of_old"
+    save_checkpoint(Path("out/tiny/ckpt.pt"), checkpoint)
+    with pytest.raises(SystemExit, match=r"another version.*; use that one$"):
+        run("train.py", "--init_from=resume", "--out_dir=out/tiny")
+
+
+def test_a_metric_that_is_not_finite_does_not_keep_a_checkpoint_from_being_saved(
+    train_tiny, monkeypatch
+):
+    plain = train_module.evaluation
+
+    def with_nan(*inputs):
+        evaluate = plain(*inputs)
+        return lambda model: evaluate(model) | {"odd": math.nan}
+
+    monkeypatch.setattr(train_module, "evaluation", with_nan)
+    train_tiny("--max_iters=2")
+    assert last()["step"] == 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_a_formula_that_you_change_is_what_is_computed(train_tiny, monkeypatch, capsys, scale):
+    attention, loss = model_module.causal_attention, model_module.next_token_loss
+
+    def sharper(q, *more):
+        return attention(scale * q, *more)
+
+    def larger(*inputs):
+        return scale * loss(*inputs)
+
+    monkeypatch.setattr(model_module, "causal_attention", sharper)
+    monkeypatch.setattr(report, "causal_attention", sharper)
+    monkeypatch.setattr(model_module, "next_token_loss", larger)
+    is_changed = scale != 1
+    train_tiny("--max_iters=1")
+    told = capsys.readouterr().out
+    assert ("attention by the formula" in told) == is_changed
+    assert ("loss by next_token_loss" in told) == is_changed
+    assert ("train loss 4." in told) == is_changed  # 1.5 times ln 18 and a little more
 
 
 def test_resuming_with_another_model_is_refused_by_name(train_tiny, run):
