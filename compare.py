@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from support.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint
+from support.checkpoint import BEST, LAST, changed_code, find_checkpoint, read_checkpoint
 from support.config import load_config
 from support.files import replacing_figure
 from support.metrics import width
@@ -35,7 +35,7 @@ NO_INFLUENCE = {
 
 @dataclass
 class CompareConfig:
-    """Compare runs: their results, and the settings that differ from the first run's."""
+    """Compare runs: their results, and the settings and code that differ from the first run's."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()  # their folders, such as out/stories
     metric: str = "val_loss"  # what to compare, a number of the evaluations
@@ -56,6 +56,7 @@ class Run:
     evaluations: list  # a record for each evaluation
     settings: dict  # the fields of its config; empty before its first checkpoint
     tokenizer: str | None  # fingerprint of its data's tokenizer
+    code: dict  # fingerprints of the files that computed it
 
     def curve(self, metric):
         """The records of the evaluations that have the metric, oldest first."""
@@ -69,11 +70,12 @@ def read_run(folder):
         raise SystemExit(f"{folder} is not a run of train.py or finetune.py: it has no log.jsonl")
     updates = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "loss" not in record]
-    settings, data = {}, {}
+    settings, data, code = {}, {}, {}
     if any((Path(folder) / name).exists() for name in (LAST, BEST)):
         checkpoint = read_checkpoint(find_checkpoint(folder, (LAST, BEST)), to_look_at=True)
         settings, data = checkpoint["train_config"], checkpoint["data"]
-    return Run(str(folder), updates, evaluations, settings, data.get("tokenizer_sha256"))
+        code = checkpoint.get("code", {})
+    return Run(str(folder), updates, evaluations, settings, data.get("tokenizer_sha256"), code)
 
 
 def table(runs, metric):
@@ -115,11 +117,13 @@ def cells(*texts):
 
 
 def differences(first, run):
-    """Yield each setting that both runs have and that differs: `n_layer 4 → 6`."""
+    """Yield each setting that both runs have and that differs, `n_layer 4 → 6`, and the code."""
     for name, old in first.settings.items():
         new = run.settings.get(name, old)
         if old != new and name not in NO_INFLUENCE:
             yield f"{name} {old} → {new}"
+    for name in sorted(changed_code(first.code, run.code)):
+        yield f"the code of {name}"
 
 
 def draw(runs, metric, over, path):

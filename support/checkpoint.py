@@ -8,6 +8,7 @@ A checkpoint is a dict of tensors, numbers and text, so reading one cannot execu
     train_config   fields of the script's config      scaler        float16's loss scaling
     tokenizer      as support/tokenizer.py writes it  progress      fields of train.Progress
     data           which data it was trained on       versions      of torch and Python, as text
+    code           fingerprints of model.py and others, to tell whether they were changed
 
 and of finetune.py's runs
 
@@ -16,10 +17,13 @@ and of finetune.py's runs
                    the added weights
 """
 
+import ast
 import pickle
 import platform
 import time
 from dataclasses import asdict
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -34,6 +38,8 @@ from support.tokenizer_files import may_be_on_the_hub
 from support.weights import assembled, averaged, fitted
 
 FORMAT = 1
+ROOT = Path(__file__).parent.parent
+CODE = ("model.py", "train.py", "support/optimizers.py")  # what a run computes
 LAST, BEST = "ckpt.pt", "best.pt"
 PEFT_CONFIG = "adapter_config.json"
 # The files that a run leaves in its out_dir.
@@ -296,12 +302,34 @@ def set_aside(out_dir):
     print(f"the previous run in {out_dir} is kept in {aside}")
 
 
+@cache
+def code_in_use():
+    """{file: fingerprint} of what a run computes; comments and docstrings make no difference."""
+    found = {"python": platform.python_version()}  # others may parse it in another way
+    for name in CODE:
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if documented and ast.get_docstring(node) is not None:
+                del node.body[0]
+        found[name] = sha256(ast.dump(tree).encode()).hexdigest()
+    return found
+
+
+def changed_code(before, after):
+    """The files whose code differs, where that is known: ["model.py", …]."""
+    if before.get("python") != after.get("python"):
+        return []
+    return [name for name in before.keys() & after.keys() if before[name] != after[name]]
+
+
 def snapshot(progress, config, model, optimizers, ema, scaler):
     """The part of a checkpoint that a run needs to resume as if it had never stopped."""
     return {
         "step": progress.step,
         "progress": asdict(progress),
         "train_config": asdict(config),
+        "code": code_in_use(),
         "model": weights_to_save(model),
         "ema": ema.weights or None,
         "optimizer": optimizer_state(model, optimizers),

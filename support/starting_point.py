@@ -9,6 +9,8 @@ import torch
 from model import ModelConfig, Transformer
 from support.checkpoint import (
     LAST,
+    changed_code,
+    code_in_use,
     find_checkpoint,
     load_base,
     read_checkpoint,
@@ -44,6 +46,8 @@ def read_config(Config, default_file, fixed=("optimizer",)):
             f"python {script} --init_from=resume --out_dir={out_dir}"
         )
     print(f"resuming {out_dir} at step {resumed['step']}, with its settings")
+    for name in sorted(changed_code(resumed.get("code", {}), code_in_use())):
+        print(f"the code of {name} has changed since: the run goes on with the new one")
     files = config_files(sys.argv[1:], Config)
     for file in files.values():
         print(f"{file} is not read again: type the options to change")

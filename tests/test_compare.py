@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import compare as compare_module
+from support import checkpoint
 from tests.conftest import TINY
 
 
@@ -28,6 +29,26 @@ def test_runs_are_compared_in_a_table_and_a_plot(compare, capsys):
     assert difference == "  mlp_size None → 96"
     assert plot == "plot: out/compare.png"
     assert Path("out/compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_code_that_differs_is_told_and_comments_are_not(
+    compare, run, capsys, monkeypatch, tmp_path
+):
+    root = tmp_path / "code"
+    (root / "support").mkdir(parents=True)
+    for name in checkpoint.CODE:
+        text = (checkpoint.ROOT / name).read_text(encoding="utf-8") + "# a remark\n"
+        if name == "model.py":
+            text = text.replace("x = x + self.mlp(self.mlp_norm(x))", "x = x + self.mlp(x)")
+        (root / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(checkpoint, "ROOT", root)
+    checkpoint.code_in_use.cache_clear()
+    run("train.py", "--init_from=resume", "--out_dir=out/after", "--max_iters=22")
+    told = capsys.readouterr().out
+    assert told.count("has changed since") == told.count("the code of model.py has changed") == 1
+    compare()
+    assert "  the code of model.py\nplot:" in capsys.readouterr().out
+    checkpoint.code_in_use.cache_clear()
 
 
 def test_a_metric_is_compared_over_the_minutes(compare, capsys):
