@@ -127,7 +127,10 @@ def kernel_agrees():
     waves = torch.arange(80.0, device="cpu").mul(1.7)
     q = 4 * waves.sin().view(1, 2, 5, 8)
     k = v = waves.cos()[:40].view(1, 1, 5, 8)
-    formula, kernel = causal_attention(q, k, v), fused_causal_attention(q, k, v)
+    try:
+        formula, kernel = causal_attention(q, k, v), fused_causal_attention(q, k, v)
+    except RuntimeError:  # it is for other shapes than these
+        return False
     return torch.allclose(formula, kernel, rtol=1e-3, atol=1e-4)
 
 

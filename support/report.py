@@ -149,14 +149,16 @@ class Report:
         return f"{flops / 1e9:,.0f} GFLOP/s"
 
     def write(self, **numbers):
-        """Add a line to log.jsonl, and send it to the tracker."""
+        """Add a line to log.jsonl, and send its numbers to the tracker."""
         if not self.world.is_main:
             return
-        plain = {k: v.item() if torch.is_tensor(v) else v for k, v in numbers.items()}
-        finite = {k: v if math.isfinite(v) else None for k, v in plain.items()}
+        plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in numbers.items()}
+        is_odd = {k: isinstance(v, float) and not math.isfinite(v) for k, v in plain.items()}
+        finite = {k: None if is_odd[k] else v for k, v in plain.items()}
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
-        self.track({k: v for k, v in finite.items() if v is not None}, numbers["step"])
+        numbers = {k: v for k, v in finite.items() if isinstance(v, (int, float))}
+        self.track(numbers, numbers["step"])
 
 
 def farewell(progress, config, start="…"):

@@ -700,6 +700,20 @@ def test_a_run_of_another_version_is_told_how_to_go_on(train_tiny, run):
         run("train.py", "--init_from=resume", "--out_dir=out/tiny")
 
 
+def test_more_than_numbers_can_be_logged(train_tiny, monkeypatch):
+    plain = report.Report.step
+
+    def more(self, *inputs, **numbers):
+        odd = {"norms": torch.ones(2), "names": ["a"], "nan": math.nan, "n": np.float32(2)}
+        plain(self, *inputs, **numbers, **odd)
+
+    monkeypatch.setattr(report.Report, "step", more)
+    train_tiny("--max_iters=1")
+    (logged,) = [line for line in read_log(Path("out/tiny/log.jsonl")) if "names" in line]
+    assert logged["norms"] == [1.0, 1.0] and logged["names"] == ["a"]
+    assert logged["nan"] is None and logged["n"] == 2
+
+
 def test_a_metric_that_is_not_finite_does_not_keep_a_checkpoint_from_being_saved(
     train_tiny, monkeypatch
 ):
