@@ -52,6 +52,7 @@ from support.report import (
     advice_on_memory,
     farewell,
     in_words,
+    show_formulas,
     show_memory,
     show_shift,
 )
@@ -421,6 +422,7 @@ def main():
         config, batch_at = batches_for(config, start, world)
         show_config(config)
         show_weights(model)
+        show_formulas(model)
         if config.dry_run:
             show_memory(model, config, world, longest_row(config, batch_at))
             show_shift(batch_at(0)[0], start.task.tokenizer, start.task.labels)

@@ -7,8 +7,9 @@ Letters in the shape comments:
 
 import math
 import operator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from typing import Literal, get_args, get_origin
 
 import torch
@@ -113,25 +114,14 @@ def short_causal_attention(q, k, v, mask=None, dropout=0.0):
     return (causal_attention if formula else fused_causal_attention)(q, k, v, mask, dropout)
 
 
-def attention_in(config):
-    """The function for attention: a kernel, while that computes what `causal_attention` does."""
-    wants = config.fused_attention
-    if wants is False or (wants == "auto" and not kernel_agrees()):
+def choose_attention(config):
+    """The function for attention: a kernel, as long as that gives what `causal_attention` gives."""
+    wanted = config.fused_attention
+    shape = config.n_head, config.kv_heads, config.head_channels
+    if wanted is False or (wanted == "auto" and not kernel_agrees(causal_attention, *shape)):
         return causal_attention
-    is_short = wants == "auto" and config.block_size <= SHORT_CONTEXT
+    is_short = wanted == "auto" and config.block_size <= SHORT_CONTEXT
     return short_causal_attention if is_short else fused_causal_attention
-
-
-def kernel_agrees():
-    """Whether the kernel computes the same as the formula: no longer once you change that."""
-    waves = torch.arange(80.0, device="cpu").mul(1.7)
-    q = 4 * waves.sin().view(1, 2, 5, 8)
-    k = v = waves.cos()[:40].view(1, 1, 5, 8)
-    try:
-        formula, kernel = causal_attention(q, k, v), fused_causal_attention(q, k, v)
-    except RuntimeError:  # it is for other shapes than these
-        return False
-    return torch.allclose(formula, kernel, rtol=1e-3, atol=1e-4)
 
 
 def attention_mask(positions, n_keys, causal=True, segments=None, static=False):
@@ -279,7 +269,7 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(H * D, C, bias=config.bias)
         self.query_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
-        self.attend = attention_in(config)
+        self.attend = choose_attention(config)
         shared = config.attention_dropout is None
         self.attention_dropout = config.dropout if shared else config.attention_dropout
         self.dropout = make_dropout(config)
@@ -377,7 +367,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
-        self.fused_loss = config.fused_loss and fused_loss_agrees()
+        self.fused_loss = config.fused_loss and fused_loss_agrees(self.head.out_features)
         initialize(self, config)
 
     def forward(self, inputs, targets=None, cache=None, segments=None, at=None):
@@ -497,17 +487,6 @@ def fused_next_token_loss(hidden, weight, targets, softcap=0.0, label_smoothing=
     n_targets = (targets != IGNORED).sum().clamp(min=1)
     rows = hidden.flatten(0, 1), targets.flatten()                                 # (N, C), (N)
     return SummedLoss.apply(*rows, weight, softcap, label_smoothing) / n_targets
-
-
-def fused_loss_agrees():
-    """Whether that is the same as `next_token_loss`: no longer once you change one of them."""
-    waves = torch.arange(24.0, device="cpu").mul(1.7).sin()
-    hidden, weight = waves.view(1, 4, 6), 4 * waves[:18].view(3, 6)
-    targets = torch.tensor([[0, 2, IGNORED, 1]], device="cpu")
-    with torch.no_grad():
-        formula = next_token_loss(hidden @ weight.t(), targets, 0.1)
-        fused = fused_next_token_loss(hidden, weight, targets, label_smoothing=0.1)
-    return torch.allclose(formula, fused, rtol=1e-3)
 
 
 class SummedLoss(torch.autograd.Function):
@@ -691,6 +670,67 @@ class KVCache:
 
 
 # ------------------------------------------------------------------------------------- the checks
+
+
+@cache
+def kernel_agrees(formula, H, K, D):
+    """Whether the attention kernel gives what `formula` does: no longer once you change that.
+
+    Looked at are a long text, one with a mask, and a single query; not dropout.
+    """
+    S = 300
+    with on_the_cpu_in_float32(), torch.no_grad():
+        waves = torch.arange(float(S * H * D)).mul(1.7)
+        q, k = 4 * waves.sin().view(1, H, S, D), waves.cos()[: S * K * D].view(1, K, S, D)
+        v, positions = k.roll(1, dims=2), torch.arange(S)[None]
+        mask = attention_mask(positions, S, segments=positions // 100)
+        try:
+            return all(
+                is_close(formula(*inputs), fused_causal_attention(*inputs), 1e-3)
+                for inputs in ((q, k, v), (q, k, v, mask), (q[:, :, -1:], k, v))
+            )
+        except RuntimeError:  # for other shapes, or another device
+            return False
+
+
+def fused_loss_agrees(V):
+    """Whether `fused_next_token_loss` gives what `next_token_loss` does, and its gradients."""
+    with on_the_cpu_in_float32(), torch.inference_mode(False), torch.enable_grad():
+        waves = torch.arange(6.0 * (4 + V)).mul(1.7).sin()
+        hidden, weight = waves[:24].view(1, 4, 6), waves[24:].view(V, 6)
+        leaves = hidden.requires_grad_(), weight.requires_grad_()
+        some, none = torch.tensor([[0, V - 1, IGNORED, 1]]), torch.full((1, 4), IGNORED)
+        try:
+            for targets, softcap, smoothing in ((some, 0, 0), (some, 2, 0.1), (none, 0, 0)):
+                logits = capped(hidden @ weight.t(), softcap)
+                formula = next_token_loss(logits, targets, smoothing)
+                fused = fused_next_token_loss(*leaves, targets, softcap, smoothing)
+                same = [is_close(fused, formula, 1e-5)]
+                gradients = (torch.autograd.grad(loss, leaves) for loss in (fused, formula))
+                same += [is_close(*pair, 5e-3) for pair in zip(*gradients)]  # long sums round
+                if not all(same):
+                    return False
+        except RuntimeError:
+            return False
+    return True
+
+
+@contextmanager
+def on_the_cpu_in_float32():
+    """A context for small computations, whatever device and precision a model is made for."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def is_close(a, b, share):
+    """Whether a and b differ by less than this share of b."""
+    return bool((a - b).norm() <= share * b.norm() + 1e-7)
+
 
 BOUNDS = {
     "at_least": operator.ge,

@@ -20,7 +20,13 @@ from support.checkpoint import in_a_line, load_model, source_of
 from support.config import load_config
 from support.labelling import LABEL, pieces, words_of
 from support.processes import open_world
-from support.quantize import cache_dtype, for_inference, held_out, perplexity
+from support.quantize import (
+    cache_dtype,
+    for_inference,
+    held_out,
+    perplexity,
+    use_few_threads,
+)
 from support.recording import CudaGraph, recorded_step
 from support.tokenizer_files import assumed_tokenizer, chat_template_of, tokens_before
 
@@ -651,6 +657,8 @@ def load_for_sampling(config, world, n_texts=1):
     rows_at_once = n_texts * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
     before = None if block is None else perplexity(model, block)
+    if world.device.type == "cpu":
+        use_few_threads(model, rows_at_once)
     model = for_inference(model, config, rows_at_once, world)
     if before:
         now = f"{before:.4g} before, {perplexity(model, block):.4g} in {config.quantize}"

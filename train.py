@@ -306,7 +306,7 @@ def make_optimizers(model, config):
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             factor = layer_rate_factor(name, config)
-            decay = config.weight_decay if weight.squeeze().dim() >= 2 else 0.0
+            decay = config.weight_decay if weight.dim() >= 2 else 0.0
             in_block = name.startswith("blocks.") and weight.dim() == 2
             if in_block and config.optimizer == "muon":
                 for_muon[config.muon_learning_rate * factor, decay].append(weight)

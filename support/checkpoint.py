@@ -40,6 +40,7 @@ from support.weights import assembled, averaged, fitted
 FORMAT = 1
 ROOT = Path(__file__).parent.parent
 CODE = ("model.py", "train.py", "support/optimizers.py")  # what a run computes
+CODE_OF_FINETUNING = ("finetune.py", "support/tasks.py", "support/adapters.py")
 LAST, BEST = "ckpt.pt", "best.pt"
 PEFT_CONFIG = "adapter_config.json"
 # The files that a run leaves in its out_dir.
@@ -303,10 +304,13 @@ def set_aside(out_dir):
 
 
 @cache
-def code_in_use():
-    """{file: fingerprint} of what a run computes; comments and docstrings make no difference."""
-    found = {"python": platform.python_version()}  # others may parse it in another way
-    for name in CODE:
+def code_in_use(finetunes=False):
+    """{file: fingerprint} of what a run computes; comments and docstrings make no difference.
+
+    The files are read at the first call, which should be soon after they are imported.
+    """
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}  # others parse otherwise
+    for name in (*CODE, *(CODE_OF_FINETUNING if finetunes else ())):
         tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
@@ -329,7 +333,7 @@ def snapshot(progress, config, model, optimizers, ema, scaler):
         "step": progress.step,
         "progress": asdict(progress),
         "train_config": asdict(config),
-        "code": code_in_use(),
+        "code": code_in_use(hasattr(config, "task")),
         "model": weights_to_save(model),
         "ema": ema.weights or None,
         "optimizer": optimizer_state(model, optimizers),

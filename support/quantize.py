@@ -29,19 +29,28 @@ NARROW = not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni", F
 def for_inference(model, config, rows_at_once, world):
     """The model in the requested precision, or in the fastest one for this many rows at once."""
     on_cpu, dtype = world.device.type == "cpu", world.dtype
-    is_small = on_cpu and sum(weight.numel() for weight in model.parameters()) < SMALL
     if config.dtype == "auto" and on_cpu:
         dtype = torch.float16 if rows_at_once <= HALF_ROWS else dtype
-        dtype = torch.float32 if is_small else dtype
-    if is_small and rows_at_once <= ONE_THREAD_ROWS:
-        # A token takes a millisecond, with one thread or two; but 24 of them when another program
-        # keeps the second from running.
-        torch.set_num_threads(1)
+        dtype = torch.float32 if is_small(model) else dtype
     if config.quantize == "int8":
         return replace_linears(model, Int8Linear).to(torch.float32 if on_cpu else dtype)
     if dtype == torch.float16 and on_cpu:
         return replace_linears(model, HalfLinear)
     return model.to(dtype)
+
+
+def is_small(model):
+    return sum(weight.numel() for weight in model.parameters()) < SMALL
+
+
+def use_few_threads(model, rows_at_once):
+    """Make this process use one thread if more of them gain nothing, on a CPU.
+
+    A token of a small model takes a millisecond, with one thread or two; but 24 milliseconds while
+    another program keeps the second from running.
+    """
+    if is_small(model) and rows_at_once <= ONE_THREAD_ROWS:
+        torch.set_num_threads(1)
 
 
 def cache_dtype(model):

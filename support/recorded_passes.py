@@ -101,7 +101,8 @@ class RecordedPasses:
     def has_room(self):
         """Whether the GPU can keep what a pass needs, and as much again for everything else.
 
-        A comparison needs the gradients two more times.
+        That is at most what the process has needed so far. A comparison needs the gradients two
+        more times.
         """
         allocated = torch.cuda.memory_allocated()
         unused = torch.cuda.memory_reserved() - allocated - self.kept

@@ -333,6 +333,16 @@ def is_long(model, config, steps, processes=1):
     return passes >= long or flops >= LONG_RUN_FLOPS
 
 
+def show_formulas(model):
+    """Print which formulas of model.py are used since the kernels give something else."""
+    config = model.config
+    attends = [getattr(module, "attend", None) for module in model.modules()]
+    if config.fused_attention == "auto" and causal_attention in attends:
+        print("attention by the formula in model.py, which differs from the kernel's")
+    if config.fused_loss and not model.fused_loss:
+        print("loss by next_token_loss in model.py, which differs from the one in pieces")
+
+
 def tokens_per_step(config):
     return config.batch_size * config.gradient_accumulation_steps * config.block_size
 
@@ -347,12 +357,7 @@ def show_plan(model, config, dataset, world):
     print(f"tokens per iteration will be: {per_step:,}")
     print(f"number of parameters: {counted / 1e6:.2f}M")
     print(f"running on {world.device} in {precision}, processes: {world.size}")
-    if config.fused_attention == "auto" and any(
-        getattr(module, "attend", None) is causal_attention for module in model.modules()
-    ):
-        print("attention by the formula in model.py, which differs from the kernel's")
-    if config.fused_loss and not model.fused_loss:
-        print("loss by next_token_loss in model.py, which differs from the one in pieces")
+    show_formulas(model)
     if dataset.floor and config.target_shift == 1 and config.causal:
         print(f"no model can go below {dataset.floor:.4f} bits per byte on these data")
     epochs = 0 if config.max_minutes else config.max_iters * per_step / len(dataset.train)
@@ -510,6 +515,7 @@ def advice_on_memory(config):
             advice = f"--block_size{half}"
         if not config.gradient_checkpointing:
             advice += ", or --gradient_checkpointing=True"
-        if torch.cuda.is_available() and config.record:
+        on_a_gpu = torch.cuda.is_available() and isinstance(error, torch.OutOfMemoryError)
+        if on_a_gpu and config.record:
             advice += ", or --record=False"
         raise SystemExit(f"out of memory with batch_size={batch}; try {advice}") from None

@@ -31,8 +31,15 @@ def test_runs_are_compared_in_a_table_and_a_plot(compare, capsys):
     assert Path("out/compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def fresh_code():
+    """A function that makes the program read its code again, as also at the end."""
+    yield checkpoint.code_in_use.cache_clear
+    checkpoint.code_in_use.cache_clear()
+
+
 def test_code_that_differs_is_told_and_comments_are_not(
-    compare, run, capsys, monkeypatch, tmp_path
+    compare, run, capsys, monkeypatch, tmp_path, fresh_code
 ):
     root = tmp_path / "code"
     (root / "support").mkdir(parents=True)
@@ -42,13 +49,12 @@ def test_code_that_differs_is_told_and_comments_are_not(
             text = text.replace("x = x + self.mlp(self.mlp_norm(x))", "x = x + self.mlp(x)")
         (root / name).write_text(text, encoding="utf-8")
     monkeypatch.setattr(checkpoint, "ROOT", root)
-    checkpoint.code_in_use.cache_clear()
+    fresh_code()
     run("train.py", "--init_from=resume", "--out_dir=out/after", "--max_iters=22")
     told = capsys.readouterr().out
     assert told.count("has changed since") == told.count("the code of model.py has changed") == 1
     compare()
     assert "  the code of model.py\nplot:" in capsys.readouterr().out
-    checkpoint.code_in_use.cache_clear()
 
 
 def test_a_metric_is_compared_over_the_minutes(compare, capsys):

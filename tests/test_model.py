@@ -1,6 +1,7 @@
 """What a transformer must be, whatever its variant."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,25 +137,91 @@ def test_explicit_and_fused_attention_agree(variant, causal):
     torch.testing.assert_close(fused(tokens)[0], explicit(tokens)[0])
 
 
-def test_the_kernel_and_the_loss_in_pieces_are_used_while_they_agree_with_the_formulas(monkeypatch):
-    attention, loss = model_module.causal_attention, model_module.next_token_loss
-    before = torch.get_rng_state()
-    assert model_module.kernel_agrees() and model_module.fused_loss_agrees()
-    assert torch.equal(torch.get_rng_state(), before)
-    assert make("fast").fused_loss
+ATTENTION, LOSS = model_module.causal_attention, model_module.next_token_loss
 
-    monkeypatch.setattr(
-        model_module,
-        "causal_attention",
-        lambda q, k, v, mask=None, dropout=0.0: attention(q, 1.01 * k, v, mask, dropout),
-    )
-    assert make("fast").blocks[0].attention.attend is model_module.causal_attention
+
+def windowed(q, k, v, mask=None, dropout=0.0, window=256):
+    T, S = q.size(2), k.size(2)
+    near = torch.ones(T, S, dtype=torch.bool).triu(S - T - window + 1)
+    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T) if mask is None else mask
+    return ATTENTION(q, k, v, mask & near, dropout)
+
+
+def of_one_query(q, k, v, mask=None, dropout=0.0):
+    return ATTENTION(q, k, v, mask, dropout) * (1.1 if q.size(2) == 1 else 1)
+
+
+def of_a_mask(q, k, v, mask=None, dropout=0.0):
+    return ATTENTION(q, k, v, mask, dropout) * (1 if mask is None else 1.1)
+
+
+def biased(q, k, v, mask=None, dropout=0.0):
+    slopes = torch.tensor([1.0, 2.0])[:, None, None]  # of two heads, on the default device
+    return ATTENTION(q * slopes, k, v, mask, dropout)
+
+
+def with_device(q, k, v, mask=None, dropout=0.0):
+    return ATTENTION(q.to("meta"), k, v)
+
+
+@pytest.mark.parametrize("formula", [windowed, of_one_query, of_a_mask, biased, with_device])
+def test_a_kernel_is_used_as_long_as_it_gives_what_the_formula_does(monkeypatch, formula):
+    assert make("fast").blocks[0].attention.attend is not ATTENTION
+    monkeypatch.setattr(model_module, "causal_attention", formula)
+    with torch.device("meta"), torch.inference_mode():
+        assert make("fast").blocks[0].attention.attend is formula
     assert make("fast", fused_attention=True).blocks[0].attention.attend is fused_causal_attention
-    monkeypatch.setattr(model_module, "causal_attention", attention)
-    monkeypatch.setattr(
-        model_module, "next_token_loss", lambda logits, *more: loss(logits.abs(), *more)
-    )
+
+
+def smoother(logits, targets, smoothing=0.0):
+    return LOSS(logits, targets, smoothing) + 1e-2 * logits.softmax(-1).square().mean()
+
+
+def unsmoothed(logits, targets, smoothing=0.0):
+    return LOSS(logits, targets, 0.0)
+
+
+def of_classes(logits, targets, smoothing=0.0):
+    weight = torch.ones(make("fast").config.vocab_size)
+    rows = logits.flatten(0, 1), targets.flatten()
+    return F.cross_entropy(*rows, weight, ignore_index=IGNORED)
+
+
+def of_none(logits, targets, smoothing=0.0):
+    return LOSS(logits, targets, smoothing) + (targets == IGNORED).all()
+
+
+@pytest.mark.parametrize("formula", [smoother, unsmoothed, of_classes, of_none])
+def test_the_fused_loss_is_used_as_long_as_it_is_the_formulas(monkeypatch, formula):
+    assert make("fast").fused_loss
+    config = make("fast").config
+    monkeypatch.setattr(model_module, "next_token_loss", formula)
+    monkeypatch.setattr("tests.test_model.make", lambda name: SimpleNamespace(config=config))
+    with torch.device("meta"), torch.inference_mode():
+        assert not Transformer(config).fused_loss
+
+
+def test_another_softcap_is_noticed_by_its_gradient(monkeypatch):
+    def softer(logits, cap):
+        return F.softsign(logits / cap) * cap if cap else logits
+
+    monkeypatch.setattr(model_module, "capped", softer)
     assert not make("fast").fused_loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_models_precision_has_no_influence_on_which_way_is_taken(dtype):
+    before, chance = torch.get_default_dtype(), torch.get_rng_state()
+    torch.set_default_dtype(dtype)
+    try:
+        model_module.kernel_agrees.cache_clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model_module.kernel_agrees(ATTENTION, 2, 1, 8)
+            assert model_module.fused_loss_agrees(50)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(torch.get_rng_state(), chance)
 
 
 def test_attention_is_the_mean_of_values_weighted_by_softmax():

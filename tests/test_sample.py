@@ -730,6 +730,17 @@ def test_the_weights_have_the_precision_asked_for(options, dtype, trained, monke
     assert precision_of(model.blocks[0].mlp.up) == dtype
 
 
+@pytest.mark.parametrize(
+    ("rows", "limit", "expected"), [(3, 10**6, [1]), (5, 10**6, []), (1, 1, [])]
+)
+def test_a_small_model_writes_with_one_thread(monkeypatch, rows, limit, expected):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(quantize, "SMALL", limit)
+    quantize.use_few_threads(make_model(), rows)
+    assert asked == expected
+
+
 def test_on_a_cpu_a_large_model_is_read_in_16_bits_as_suits_the_number_of_rows(monkeypatch):
     monkeypatch.setattr(quantize, "SMALL", 0)
     config = SampleConfig(device="cpu")
