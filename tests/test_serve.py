@@ -345,6 +345,11 @@ def test_a_client_that_leaves_ends_its_text_alone(served, capsys, stream):
 
 
 def test_a_client_that_does_not_read_ends_its_text_alone(served, capsys, monkeypatch):
+    def setup(self, plain=api_server.Handler.setup):
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # soon full, too
+        plain(self)
+
+    monkeypatch.setattr(api_server.Handler, "setup", setup)
     monkeypatch.setattr(api_server.Handler, "timeout", 0.2)
     client = served(until_eot=False)
     with ask_without_end(client, stream=True):
