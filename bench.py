@@ -30,7 +30,7 @@ from support.config import load_config
 from support.files import replacing
 from support.fp8 import multiplies_fp8, use_fp8
 from support.processes import compiled, open_world, pick_device, pick_dtype
-from support.quantize import for_inference
+from support.quantize import for_inference, use_few_threads
 from support.recorded_passes import recorded_passes
 from support.report import flops_per_token
 from train import TrainConfig, accumulate_gradients, add_gradients, make_optimizers, update
@@ -264,6 +264,7 @@ def sample_ours(config, **options):
         settings = SampleConfig(num_samples=1, device=config.device, **options)
         model = our_model(config, world.device).eval()
         weights = sum(linear.weight.numel() for linear in linears(model))
+        use_few_threads(model, 1)  # as sample.py does
         model = for_inference(model, settings, 1, world)
         each = 1 if settings.quantize == "int8" else 2  # bytes per weight, read for every token
         each = next((linear.weight.element_size() for linear in linears(model)), each)

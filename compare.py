@@ -122,7 +122,7 @@ def differences(first, run):
         new = run.settings.get(name, old)
         if old != new and name not in NO_INFLUENCE:
             yield f"{name} {old} → {new}"
-    for name in sorted(changed_code(first.code, run.code)):
+    for name in changed_code(first.code, run.code):
         yield f"the code of {name}"
 
 

@@ -657,8 +657,7 @@ def load_for_sampling(config, world, n_texts=1):
     rows_at_once = n_texts * (1 + config.speculate)
     block = held_out(checkpoint, model) if config.quantize != "no" else None
     before = None if block is None else perplexity(model, block)
-    if world.device.type == "cpu":
-        use_few_threads(model, rows_at_once)
+    use_few_threads(model, rows_at_once)
     model = for_inference(model, config, rows_at_once, world)
     if before:
         now = f"{before:.4g} before, {perplexity(model, block):.4g} in {config.quantize}"

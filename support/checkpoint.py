@@ -324,7 +324,7 @@ def changed_code(before, after):
     """The files whose code differs, where that is known: ["model.py", …]."""
     if before.get("python") != after.get("python"):
         return []
-    return [name for name in before.keys() & after.keys() if before[name] != after[name]]
+    return sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
 
 
 def snapshot(progress, config, model, optimizers, ema, scaler):

@@ -40,16 +40,18 @@ def for_inference(model, config, rows_at_once, world):
 
 
 def is_small(model):
+    """Whether a token takes so little work that Python and waiting are most of it."""
     return sum(weight.numel() for weight in model.parameters()) < SMALL
 
 
 def use_few_threads(model, rows_at_once):
-    """Make this process use one thread if more of them gain nothing, on a CPU.
+    """On a CPU, make this process use one thread if more of them gain nothing.
 
     A token of a small model takes a millisecond, with one thread or two; but 24 milliseconds while
     another program keeps the second from running.
     """
-    if is_small(model) and rows_at_once <= ONE_THREAD_ROWS:
+    on_cpu = model.token_embedding.weight.device.type == "cpu"
+    if on_cpu and is_small(model) and rows_at_once <= ONE_THREAD_ROWS:
         torch.set_num_threads(1)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
 
+from support.recording import sync_debug_mode
+
 PASSES_BEFORE = 10  # over batches of one shape, before they are recorded
 COMPARED_UNTIL = 15  # passes: each of the first replays is compared with the model
 COMPARED_EVERY = 250  # passes after these
@@ -52,8 +54,9 @@ class RecordedPasses:
         self.passes = Counter()  # shape of a batch -> passes so far
         self.recordings = {}  # shape of a batch -> Recording
         self.gradients = {}  # weight -> its gradient, at a place that the recordings know
-        self.places = []  # of the weights, as the recordings know them
-        self.numbers = []  # of the modules, as the recordings know them
+        self.modules = []  # of the model, as the recordings know it
+        self.places = []  # of their weights
+        self.numbers = []  # of Python's that they keep
         self.kept = 0  # bytes, by the recordings
         self.is_possible = True
 
@@ -68,7 +71,7 @@ class RecordedPasses:
             return self.record(shape, batch, share)
         if recording is None:
             return self.add_gradients(batch, share)
-        if self.places != places_of(self.model):
+        if self.places != places_of(self.modules):
             self.give_up("the weights are not where they were")
             return self.add_gradients(batch, share)
         if n <= COMPARED_UNTIL or n % COMPARED_EVERY == 0:
@@ -126,7 +129,8 @@ class RecordedPasses:
         self.kept += torch.cuda.memory_reserved() - before
         self.gradients |= {p: p.grad for p in weights if p.grad is not None}
         if len(self.recordings) == 1:
-            self.places, self.numbers = places_of(self.model), numbers_of(self.model)
+            self.modules = list(self.model.modules())
+            self.places, self.numbers = places_of(self.modules), numbers_of(self.model)
             self.show("record: passes are replayed now; --record=False runs model.py for each")
 
     def compare(self, shape, batch, share):
@@ -202,9 +206,17 @@ def is_far(difference, size):
     return bool(size.isfinite() and not difference.abs() <= ROUNDING * size.abs())
 
 
-def places_of(model):
-    """Where the weights and buffers are in memory, and which of them learn."""
-    return [(t.data_ptr(), t.requires_grad) for t in (*model.parameters(), *model.buffers())]
+def places_of(modules):
+    """Where weights and buffers are in memory, which of them learn, and which modules there are.
+
+    Asked before every replay; a model's `parameters` and `buffers` take more than twice as long.
+    """
+    places = []
+    for module in modules:
+        places += map(id, module._modules.values())
+        for tensors in (module._parameters.values(), module._buffers.values()):
+            places += [(t.data_ptr(), t.requires_grad) for t in tensors if t is not None]
+    return places
 
 
 def numbers_of(model):
@@ -234,14 +246,11 @@ def watched():
     """A context that finds out what in it Python and the GPU wait for; known after its end."""
     seen = SimpleNamespace()
     torch.cuda.synchronize()
-    mode, begun = torch.cuda.get_sync_debug_mode(), time.perf_counter()
+    begun = time.perf_counter()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
+        with sync_debug_mode("warn"):
             yield seen
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
     launched = time.perf_counter()
     torch.cuda.synchronize()
     ended = time.perf_counter()

@@ -4,7 +4,7 @@ Most of these kernels finish sooner than Python can launch the next one.
 """
 
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import nn
@@ -146,17 +146,12 @@ class RecordedChoice:
 
     def first(self):
         """The tokens of the first call, in which PyTorch refuses to wait."""
-        mode = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it may overlook some ways to wait
-            torch.cuda.set_sync_debug_mode("error")
         try:
-            tokens = self.choose(self.logits)
+            with sync_debug_mode("error"):
+                tokens = self.choose(self.logits)
             self.recordable = True
         except RuntimeError:
             self.recordable = False
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
         return tokens if self.recordable else self.choose(self.logits)
 
     def record(self):
@@ -168,6 +163,19 @@ class RecordedChoice:
                 self.tokens = self.choose(self.logits)
         except Exception:  # of any kind: it also works without a recording
             self.recordable = False
+
+
+@contextmanager
+def sync_debug_mode(mode):
+    """A context in which PyTorch reports what waits for the GPU, as a warning or an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it may overlook some ways to wait
+        torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Trace(RecordedStep):

@@ -152,13 +152,16 @@ class Report:
         """Add a line to log.jsonl, and send its numbers to the tracker."""
         if not self.world.is_main:
             return
-        plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in numbers.items()}
-        is_odd = {k: isinstance(v, float) and not math.isfinite(v) for k, v in plain.items()}
-        finite = {k: None if is_odd[k] else v for k, v in plain.items()}
+        plain = {name: as_json_has_it(value) for name, value in numbers.items()}
         with open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-        numbers = {k: v for k, v in finite.items() if isinstance(v, (int, float))}
-        self.track(numbers, numbers["step"])
+            file.write(json.dumps(plain) + "\n")
+        self.track({k: v for k, v in plain.items() if isinstance(v, (int, float))}, plain["step"])
+
+
+def as_json_has_it(value):
+    """Tensors and arrays as numbers and lists; None for a number that is not finite."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def farewell(progress, config, start="…"):

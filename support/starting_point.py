@@ -47,7 +47,7 @@ def read_config(Config, default_file, fixed=("optimizer",)):
             f"python {script} --init_from=resume --out_dir={out_dir}"
         )
     print(f"resuming {out_dir} at step {resumed['step']}, with its settings")
-    for name in sorted(changed_code(resumed.get("code", {}), code)):
+    for name in changed_code(resumed.get("code", {}), code):
         print(f"the code of {name} has changed since: the run goes on with the new one")
     files = config_files(sys.argv[1:], Config)
     for file in files.values():

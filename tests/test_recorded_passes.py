@@ -167,16 +167,18 @@ def test_a_number_that_the_loop_changes_is_noticed(monkeypatch, capsys):
     assert "differs from the model" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", ["place", "freeze"])
-def test_weights_that_move_or_are_frozen_end_the_replays(capsys, change):
+@pytest.mark.parametrize("change", ["place", "weight", "module"])
+def test_weights_that_move_or_are_added_end_the_replays(capsys, change):
     passes, weight = learning()
     for _ in range(20):
         passes(of_length(1), 1.0)
     made = Replay.made
     if change == "place":
         weight.data = weight.data + 1
-    else:
+    elif change == "weight":
         passes.model.register_parameter("more", torch.nn.Parameter(torch.ones(())))
+    else:
+        passes.model.add_module("more", torch.nn.Linear(1, 1))
     assert passes(of_length(1), 1.0) == (12 if change == "place" else 11)
     assert Replay.made == made
     assert "not where they were" in capsys.readouterr().out
