@@ -57,7 +57,7 @@ from support.report import (
     show_shift,
 )
 from support.starting_point import check_accumulation, make_room, read_config
-from support.tasks import TASKS, Example, batch_of
+from support.tasks import TASKS, Example
 from support.token_files import permuted
 from support.weights import averaged
 from train import Schedule, TrainConfig, evaluation, train, training_batches, windows_of
@@ -101,6 +101,7 @@ class FinetuneConfig(TrainConfig):
     adapter_size: int = 16  # adapter: channels of the bottleneck
     prefix_length: int = 16  # prefix: number of learned positions
     merge: bool = False  # lora: also write merged.pt, an ordinary model
+    preference_beta: float = 0.1  # preference: how firmly the model is held to what it was (DPO)
     # the teacher
     teacher: str | None = None  # model with the same tokens or labels, whose logits are learned too
     teacher_weight: float = 0.5  # fraction of the loss that comes from the teacher
@@ -135,7 +136,7 @@ class FinetuneConfig(TrainConfig):
                 "--eval_only=True 1"
             )
         check_range(self, "teacher_weight", at_least=0, at_most=1)
-        check_range(self, "teacher_temperature epochs", above=0, below=math.inf)
+        check_range(self, "teacher_temperature epochs preference_beta", above=0, below=math.inf)
         unknown = set(self.lora_targets) - set(MATRICES)
         if unknown or not self.lora_targets:
             raise ValueError(
@@ -154,11 +155,11 @@ class FinetuneConfig(TrainConfig):
 
 def fitting(example, size, long):
     """[Example, …] that fit a context of `size`: the end of a longer one, or all of it in parts."""
-    inputs, targets = example
-    if len(inputs) <= size:
+    if len(example.inputs) <= size:
         return [example]
     if long == "cut":
-        return [Example(inputs[-size:], targets[-size:])]
+        return [example.end(size)]
+    inputs, targets = example
     parts, learned = [], 0  # each token is learned once, with half a context before it
     for start in [*range(0, len(inputs) - size, max(1, size // 2)), len(inputs) - size]:
         known = max(0, learned - start)
@@ -225,7 +226,7 @@ def example_batches(task, lines, examples, config, world):
         batches = []
         for first in range(0, mine, config.batch_size):
             together = [*chain(*chosen[first : first + config.batch_size])] or [NOTHING]
-            batches.append(batch_of(together, pack, hide_padding=not config.causal))
+            batches.append(task.batch(together, pack, hide_padding=not config.causal))
         return batches
 
     return batch_at
@@ -299,7 +300,7 @@ def judge(task, lines, model, compiled_model, config, world):
     total, count = 0.0, 0
     for first in range(0, len(examples), config.batch_size):
         together = examples[first : first + config.batch_size]
-        batch = batch_of(together, hide_padding=not config.causal)
+        batch = task.batch(together, hide_padding=not config.causal)
         n = int((batch["targets"] != IGNORED).sum())
         with world.precision():
             _, loss = compiled_model(**world.place(batch))
@@ -400,12 +401,24 @@ def read_finetune_config():
     config, resumed = read_config(FinetuneConfig, None if own else QUICK_START, fixed)
     if config.merge and config.method != "lora":
         raise SystemExit(f"merge=True is for --method=lora, not {config.method}")
+    if config.task == "preference":
+        check_preference(config)
     if config.generative and config.task != "classification":
         raise SystemExit(f"generative=True is for --task=classification, not {config.task}")
     other_epochs = resumed and config.epochs != resumed["train_config"]["epochs"]
     if other_epochs and "max_iters" not in typed:
         config = dataclasses.replace(config, max_iters=None)
     return config, resumed
+
+
+def check_preference(config):
+    """Exit if preferences, which compare the model with what it was, are combined with these."""
+    for name in ("teacher", "redraw", "pretrained", "causal"):
+        if getattr(config, name) != getattr(FinetuneConfig, name):
+            raise SystemExit(
+                f"{name}={getattr(config, name)} does not go with --task=preference, which holds a "
+                "model to what it was: leave it out"
+            )
 
 
 def main():
@@ -424,12 +437,15 @@ def main():
         show_weights(model)
         show_formulas(model)
         if config.dry_run:
-            show_memory(model, config, world, longest_row(config, batch_at))
-            show_shift(batch_at(0)[0], start.task.tokenizer, start.task.labels)
+            show_memory(model, config, world, longest_row(config, batch_at), start.task.rows)
+            shown_batch = start.task.to_show(batch_at(0)[0])
+            show_shift(shown_batch, start.task.tokenizer, start.task.labels)
             print(f"dry run: {config.max_iters:,} steps; nothing was trained or written")
             return
         if config.teacher:
             taught_by(model, load_teacher(config, start, world), config)
+        if start.lines:
+            start.task.begin(model, start.lines, start.metadata, world)
         if config.eval_only:
             with torch.no_grad():
                 numbers = evaluation_for(config, start, world, print)(model.eval())

@@ -5,6 +5,7 @@
     {"prompt": …, "completion": …}                                     completion
     {"instruction": …, "input": …, "output": …}   as in Alpaca         completion, chat
     {"messages": [{"role": …, "content": …}, …]}  or ShareGPT's        chat
+    {"prompt": …, "chosen": …, "rejected": …}     texts or messages    preference
     {"text": …, "label": …}                       or CSV, TSV          classification
     {"prompt": …, "choices": […], "label": 2}     or columns A, B, …   choice
     {"tokens": […], "tags": […]}                  or columns (CoNLL)   tagging
@@ -26,7 +27,10 @@ from support.tokenizer import repair
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 ROLES = "system", "user", "assistant"
-OURS = "text label prompt completion choices instruction input output messages tokens tags".split()
+OURS = (
+    "text label prompt completion chosen rejected choices instruction input output messages tokens "
+    "tags"
+).split()
 LETTERS = "ABCDEFGHIJ"  # of choices, as columns of a table or as a label
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names for the roles
 SPLITS = {
@@ -47,6 +51,7 @@ FORMATS = {
 IN_BIO = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
 # The fields that identify the task of a line.
 FIELDS = (
+    ("preference", {"chosen", "rejected"}),
     ("chat", {"messages"}),
     ("chat", {"conversations"}),
     ("completion", {"prompt", "completion"}),
@@ -373,23 +378,57 @@ def chat_line(record, where):
         turns = [zip(("user", "assistant"), turn) for turn in [*history_of(record, where), pair]]
         messages = [{"role": role, "content": said} for turn in turns for role, said in turn]
         record = {"messages": messages, "system": record.get("system")}
-    messages = record.get("messages", record.get("conversations"))
-    messages = in_messages(messages) or messages
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+    messages = in_messages(record.get("messages", record.get("conversations")), where)
+    if messages is None:
         raise SystemExit(
             f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}, '
             f"{what_is_there(record, 'messages')}"
         )
-    for message in messages:
-        if text(message, "role", where) not in ROLES:
-            raise SystemExit(f"{where}: role={message['role']} is not one of {', '.join(ROLES)}")
-        text(message, "content", where)
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
+    if "assistant" not in [message["role"] for message in messages]:
         raise SystemExit(f"{where}: the assistant says nothing, so there is nothing to learn")
-    if record.get("system") and "system" not in roles:
-        messages = [{"role": "system", "content": text(record, "system", where)}, *messages]
-    return {"messages": [{name: m[name] for name in ("role", "content")} for m in messages]}
+    return {"messages": with_system(messages, record, where)}
+
+
+def preference_line(record, where):
+    """A chosen and a rejected answer to `messages`, which are also a `prompt` if that says it all:
+    for models that do not converse.
+    """
+    before, answers = [], {}
+    for name in ("chosen", "rejected"):
+        answer = record.get(name)
+        turns = in_messages([answer] if isinstance(answer, dict) else answer, where)
+        if turns is None:
+            answers[name] = text(record, name, where)
+            continue
+        if turns[-1]["role"] != "assistant":
+            raise SystemExit(f"{where}: the last message of {name} must be the assistant's")
+        answers[name] = turns[-1]["content"]
+        if answers.keys() == {"chosen", "rejected"} and turns[:-1] != before:
+            raise SystemExit(f"{where}: chosen and rejected do not answer the same conversation")
+        before = turns[:-1]
+    if is_alpaca(record):
+        before = chat_line(record | {"output": ""}, where)["messages"][:-1]
+    elif not before:
+        before = in_messages(first_of(record, "prompt", "messages", "conversations"), where)
+        before = before or [{"role": "user", "content": text(record, "prompt", where)}]
+    line = {"messages": with_system(before, record, where)} | answers
+    if is_alpaca(record) and not record.get("history"):
+        line["prompt"] = completion_line(record | {"output": ""}, where)["prompt"]
+    elif [message["role"] for message in line["messages"]] == ["user"]:
+        line["prompt"] = before[0]["content"]
+    return line
+
+
+def first_of(record, *names):
+    """The first of these fields that a record has; None if it has none of them."""
+    return next((record[name] for name in names if name in record), None)
+
+
+def with_system(messages, record, where):
+    """The messages behind the record's system prompt, if it has one and they do not."""
+    if record.get("system") and "system" not in [message["role"] for message in messages]:
+        return [{"role": "system", "content": text(record, "system", where)}, *messages]
+    return messages
 
 
 def history_of(record, where):
@@ -404,16 +443,23 @@ def history_of(record, where):
     return history
 
 
-def in_messages(conversation):
-    """ShareGPT's [{"from": "human", "value": …}, …] as messages; None for any other format."""
+def in_messages(conversation, where):
+    """[{"role", "content"}, …], of which ShareGPT's [{"from": "human", "value": …}, …] is another
+    form; None if this is neither. Exits if a role or a text is missing.
+    """
     turns = conversation if isinstance(conversation, list) else []
-    named = [isinstance(turn, dict) and isinstance(turn.get("from"), str) for turn in turns]
-    if not turns or not all(named):
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
         return None
-    return [
-        {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")}
-        for turn in turns
-    ]
+    if all(isinstance(turn.get("from"), str) for turn in turns):
+        turns = [
+            {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")}
+            for turn in turns
+        ]
+    for turn in turns:
+        if text(turn, "role", where) not in ROLES:
+            raise SystemExit(f"{where}: role={turn['role']} is not one of {', '.join(ROLES)}")
+        text(turn, "content", where)
+    return [{name: turn[name] for name in ("role", "content")} for turn in turns]
 
 
 def classification_line(record, where):
@@ -520,6 +566,7 @@ LINES = {
     "text": text_line,
     "completion": completion_line,
     "chat": chat_line,
+    "preference": preference_line,
     "classification": classification_line,
     "choice": choice_line,
     "tagging": tagging_line,

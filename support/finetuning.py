@@ -14,7 +14,7 @@ from torch import nn
 
 from model import IGNORED, ModelConfig, Transformer
 from support.adapters import adds, fingerprint_of, freeze_in_16_bits, put_in, settings_of
-from support.chat import MARKS, end_of_turn
+from support.chat import MARKS, converses, end_of_turn
 from support.checkpoint import load_base, model_in, source_of
 from support.config import typed_options
 from support.examples import open_examples
@@ -27,7 +27,7 @@ from support.tokenizer import tokenizer_from_dict
 from support.tokenizer_files import assumed_tokenizer, chat_template_of
 from support.weights import CHANGEABLE, averaged, fitted
 
-KEPT = ("model_config", "tokenizer", "data", "task", "method")  # when a run is resumed
+KEPT = ("model_config", "tokenizer", "data", "task", "method", "of_base")  # by a resumed run
 FEW_STEPS, FEW_TESTS = 20, 20  # fewer updates teach little, fewer test examples say little
 
 
@@ -58,16 +58,16 @@ def begin(config, resumed, world):
 
 def begin_anew(config, dtype):
     """`begin` for a new run from a trained model."""
-    base, tokenizer, documents = start_from(config, dtype)
+    base, tokenizer, documents, in_chat = start_from(config, dtype)
     config = dataclasses.replace(config, block_size=block_size_for(config, base))
     lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
-    task = open_task(config, lines, tokenizer, documents)
+    task = open_task(config, lines, tokenizer, documents, in_chat)
     config, model = model_for_task(config, base, task, tokenizer)
     metadata = {
         "model_config": dataclasses.asdict(model.config),
         "tokenizer": tokenizer.to_dict(),
         "data": data,
-        "task": describe_answers(config, task, lines),
+        "task": describe_answers(config, task, lines, in_chat),
         "method": describe_method(config, base),
     }
     return config, Start(model, task, lines, dataset, metadata)
@@ -78,9 +78,9 @@ def go_on(config, resumed, dtype):
     tokenizer = tokenizer_from_dict(resumed["tokenizer"])
     documents = resumed["data"]["train_documents"]
     lines, dataset, data = examples_or_tokens(config, tokenizer, documents)
-    task = open_task(config, lines, tokenizer, documents)
+    task = open_task(config, lines, tokenizer, documents, resumed["task"]["task"] == "chat")
     check_resumed(resumed, task, data)
-    metadata = {name: resumed[name] for name in KEPT}
+    metadata = {name: resumed[name] for name in KEPT if name in resumed}
     weights = averaged(resumed) if config.eval_only else resumed["model"]
     model = model_in(resumed | {"model": weights}, dtype=dtype)
     return config, Start(model, task, lines, dataset, metadata)
@@ -144,9 +144,12 @@ def describe_examples(config, lines, documents):
     }
 
 
-def describe_answers(config, task, lines):
+def describe_answers(config, task, lines, in_chat):
     """What a checkpoint stores about the task: everything needed to answer."""
-    answers = {"task": config.task, "generative": config.generative, "labels": list(task.labels)}
+    kind = config.task
+    if kind == "preference":  # answers are asked for as before
+        kind = "chat" if in_chat else "completion"
+    answers = {"task": kind, "generative": config.generative, "labels": list(task.labels)}
     if config.task == "tagging":
         words = chain.from_iterable(line["tokens"] for line in lines["train"])
         answers["blanks"] = any(map(is_chinese_word, words))
@@ -181,7 +184,9 @@ def check_resumed(resumed, task, data):
 
 
 def start_from(config, dtype):
-    """(model, tokenizer, number of documents that it was trained on) of `init_from`."""
+    """(model, tokenizer, number of documents that it was trained on, whether it is to converse) of
+    `init_from`.
+    """
     if config.init_from == "scratch":
         raise SystemExit(
             "init_from=scratch: finetune.py needs a trained model, --init_from=PATH; with "
@@ -195,7 +200,9 @@ def start_from(config, dtype):
             f"{model.config.vocab_size}; leave it out"
         )
     documents = checkpoint["data"].get("train_documents", 0)
-    if config.task == "chat":
+    in_chat = config.task == "preference" and converses(tokenizer, checkpoint)
+    in_chat = in_chat or config.task == "chat"
+    if in_chat:
         tokenizer, documents = for_chat(tokenizer), 0  # the chat template says how a text begins
     if tokenizer.vocab_size > model.config.vocab_size and config.method != "full":
         raise SystemExit(
@@ -203,7 +210,7 @@ def start_from(config, dtype):
             "cannot train new ones: use --method=full, or a chat model"
         )
     check_ending(config, model, checkpoint, tokenizer)
-    return model, tokenizer, documents
+    return model, tokenizer, documents, in_chat
 
 
 def check_ending(config, base, checkpoint, tokenizer):

@@ -84,6 +84,28 @@ def choice_numbers(lines, scores):
     return {"accuracy": right / len(lines), "acc_norm": right_by_length / len(lines)}
 
 
+def preference_numbers(answers):
+    """{"accuracy", "margin", "likelier"} of pairs of answers, the better one first.
+
+    answers: dicts with "rewards", a pair; accuracy: how often the better one has the higher (ties
+    count half); margin: the mean difference. And where they have "log_probabilities", how often the
+    better one is the likelier to be written.
+    """
+    check_pairs(answers, answers)
+    margins = [better - worse for better, worse in (answer["rewards"] for answer in answers)]
+    numbers = {"accuracy": sum(map(wins, margins)) / len(margins)}
+    scores = [answer["log_probabilities"] for answer in answers if "log_probabilities" in answer]
+    if scores:
+        numbers["margin"] = sum(margins) / len(margins)
+        numbers["likelier"] = sum(wins(better - worse) for better, worse in scores) / len(scores)
+    return numbers
+
+
+def wins(margin):
+    """1 if it is positive, 0.5 if it is 0."""
+    return 0.5 * ((margin > 0) + (margin >= 0))
+
+
 # ---------------------------------------------------------------------------- classification
 
 

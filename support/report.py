@@ -391,9 +391,9 @@ def show_cost(model, config, dataset, world):
     show_memory(model, config, world, config.block_size)
 
 
-def show_memory(model, config, world, length):
-    """Print the memory that a run with rows of `length` tokens needs."""
-    memory = memory_parts(model, config, world, length)
+def show_memory(model, config, world, length, rows=1):
+    """Print the memory that a run with `rows` of `length` tokens for each example needs."""
+    memory = memory_parts(model, config, world, length, rows)
     total = sum(memory.values())
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())
     text = (
@@ -402,23 +402,24 @@ def show_memory(model, config, world, length):
     print(textwrap.fill(text, COLUMNS, subsequent_indent=" " * 13))
 
 
-def memory_parts(model, config, world, length):
+def memory_parts(model, config, world, length, rows=1):
     """The memory that training needs: {part: bytes}. Activations are measured, not estimated."""
     weights = bytes_of(model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
     in_muon = [p for p in model.blocks.parameters() if p.requires_grad and p.dim() == 2]
     states = 2 * bytes_of(trained) - (bytes_of(in_muon) if config.optimizer == "muon" else 0)
     one, two = (saved_bytes(model, world, sequences, length) for sequences in (1, 2))
-    rows, vocab_size = config.batch_size * length, model.head.out_features
-    if model.fused_loss:
-        rows = min(rows, rows_per_piece(vocab_size, world.device))
+    sequences, vocab_size = config.batch_size * rows, model.head.out_features
+    scored = sequences * length
+    if model.fused_loss and rows == 1:
+        scored = min(scored, rows_per_piece(vocab_size, world.device))
     return {
         "PyTorch": PYTORCH_BYTES,
         "weights": weights + (bytes_of(trained) if config.ema_decay else 0),
         "gradients": bytes_of(trained),
         "optimizer": states,
-        "activations": one + (config.batch_size - 1) * (two - one),
-        "logits": LOGITS_BYTES * rows * vocab_size,
+        "activations": one + (sequences - 1) * (two - one),
+        "logits": LOGITS_BYTES * scored * vocab_size,
     }
 
 

@@ -6,6 +6,8 @@
     chat             {"messages"}              the tokens that the assistant says
     classification   {"text", "label"}         a label at the last token, with a head for labels;
                                                or, if generative, the label's own tokens
+    preference       {"prompt", "chosen",      that the chosen answer is better than the other
+                      "rejected"}              (support/preference.py)
     choice           {"prompt", "choices",     the tokens of the right choice; evaluated by which
                       "label"}                 choice is the most likely, also without training
     tagging          {"tokens", "tags"}        a tag at the last token of each word
@@ -16,7 +18,9 @@ differs, add the class to TASKS, and add a function that checks a line to LINES
 """
 
 import math
+from collections import defaultdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +43,7 @@ from support.chat import (
     opening,
     without_thoughts,
 )
+from support.examples import hash_of
 from support.labelling import LABEL, pieces
 from support.metrics import (
     choice_numbers,
@@ -47,8 +52,10 @@ from support.metrics import (
     draw_confusion,
     entity_numbers,
     entity_report,
+    preference_numbers,
     text_numbers,
 )
+from support.preference import Pair, batch_of_pairs, better_row, preferring
 from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
@@ -68,6 +75,10 @@ class Example(NamedTuple):
     inputs: list
     targets: list
 
+    def end(self, size):
+        """The last `size` of each."""
+        return Example(self.inputs[-size:], self.targets[-size:])
+
 
 def shifted(tokens, learned):
     """The Example that teaches the tokens marked in `learned`, a list with a bool for each."""
@@ -86,6 +97,7 @@ class Task:
     noisy_field = None  # the field that random changes apply to
     labels = ()
     splits = False  # whether `examples` itself splits long lines
+    rows = 1  # of an example in a batch
 
     def __init__(self, config, tokenizer, first, lines):
         self.config, self.tokenizer, self.first = config, tokenizer, first
@@ -111,6 +123,19 @@ class Task:
         """The Examples of a line, of any length."""
         tokens = [*self.first, *self.encode(line["text"]), *self.end]
         return [shifted(tokens, [True] * len(tokens))]
+
+    def batch(self, examples, pack=False, hide_padding=False):
+        """What `model(**batch)` takes, of some of the Examples."""
+        return batch_of(examples, pack, hide_padding)
+
+    def to_show(self, batch):
+        """The batch with inputs and targets for `show_shift`."""
+        return batch
+
+    def begin(self, model, lines, remembered, world):
+        """Called before training: what the task has to do with the model, or know of it. What it
+        adds to the dict `remembered` is there again when the run is resumed.
+        """
 
     def answers(self, model, lines):
         """The model's answer to each line; None where nothing is asked."""
@@ -233,6 +258,126 @@ class Chat(Completion):
     def pair(self, line):
         texts, last = [message["content"] for message in line["messages"]], self.last_answer(line)
         return "\n".join(texts[:last]), texts[last]
+
+
+class Preference(Task):
+    """A prompt and two answers, of which the chosen one is better than the rejected one.
+
+    An answer is {"choice": text, "rewards": …, "log_probabilities": …}, those of both.
+    """
+
+    rows = 2
+
+    def __init__(self, config, tokenizer, first, lines):
+        super().__init__(config, tokenizer, first, lines)
+        if config.long == "chunk":
+            raise SystemExit("long=chunk would tear pairs of answers apart: leave it out")
+        # Key of a line -> the log-probabilities of its answers, once the base was asked.
+        self.of_base = defaultdict(lambda: [0.0, 0.0])
+
+    def check(self, line):
+        if "prompt" not in line:
+            raise ValueError(
+                f"a conversation, and {self.config.init_from} was not taught to converse: teach it "
+                "by --task=chat first, or take a chat model"
+            )
+        super().check(line)
+
+    def texts(self, line):
+        asked = [message["content"] for message in line["messages"]]
+        return [
+            *([line["prompt"]] if "prompt" in line else asked),
+            line["chosen"],
+            line["rejected"],
+        ]
+
+    def asked(self, line):
+        """The tokens of the prompt, at least one."""
+        return [*self.first, *self.encode(line["prompt"])] or [0]
+
+    def answer(self, line, which):
+        """The tokens of an answer, including its end."""
+        return [*self.encode(line[which]), *self.end]
+
+    def examples(self, line):
+        both = (self.answer(line, which) for which in ("chosen", "rejected"))
+        return [Pair(self.asked(line), *both, hash_of(line).hex())]
+
+    def batch(self, examples, pack=False, hide_padding=False):
+        return batch_of_pairs(examples, self.of_base)
+
+    def to_show(self, batch):
+        return better_row(batch)
+
+    def begin(self, model, lines, remembered, world):
+        preferring(model, self.config.preference_beta)
+        if "of_base" in remembered:
+            self.of_base = remembered["of_base"]
+            if any(hash_of(line).hex() not in self.of_base for line in chain(*lines.values())):
+                raise SystemExit(
+                    f"{self.config.dataset} has other pairs than when this run began: start a new "
+                    "one with --init_from=BASE"
+                )
+            return
+        print("what the model finds likely before it is trained…")
+        different = list({hash_of(line): line for line in chain(*lines.values())}.values())
+        with torch.no_grad():
+            model.eval()
+            found = world.gather(self.log_probabilities(model, different[world.rank :: world.size]))
+            model.train()
+        for first, of_process in enumerate(found):
+            for line, scores in zip(different[first :: world.size], of_process):
+                self.of_base[hash_of(line).hex()] = scores
+        remembered["of_base"] = self.of_base = dict(self.of_base)
+
+    def log_probabilities(self, model, lines):
+        """[[that of the chosen answer, that of the rejected one], …] in nats."""
+        pairs = [self.examples(line)[0].end(self.config.block_size) for line in lines]
+        rows = [row for pair in pairs for row in pair.rows]
+        counts = [len(answer) for pair in pairs for answer in (pair.better, pair.worse)]
+        scores = iter(log_probabilities(model, rows, counts))
+        return [[next(scores), next(scores)] for _ in pairs]
+
+    def answers(self, model, lines):
+        answers = []
+        for line, scores in zip(lines, self.log_probabilities(model, lines)):
+            of_base, beta = self.of_base[hash_of(line).hex()], self.config.preference_beta
+            rewards = [beta * (mine - theirs) for mine, theirs in zip(scores, of_base)]
+            choice = line["chosen" if rewards[0] > rewards[1] else "rejected"]
+            answers.append({"choice": choice, "rewards": rewards, "log_probabilities": scores})
+        return answers
+
+    def right(self, line):
+        return line["chosen"]
+
+    def numbers(self, lines, answers, loss, n_targets):
+        return preference_numbers(answers)
+
+    def guesses(self, train, lines):
+        of_base = [self.of_base[hash_of(line).hex()] for line in lines]
+        return {
+            "the longer answer": [
+                {"rewards": [len(line[which]) for which in ("chosen", "rejected")]}
+                for line in lines
+            ],
+            "what the base finds likelier": [{"rewards": scores} for scores in of_base],
+        }
+
+
+class PreferenceInChat(Preference):
+    """The same for a model that converses: the answers are the assistant's, in its template."""
+
+    def check(self, line):
+        for which in ("chosen", "rejected"):
+            self.answer(line, which)
+
+    def asked(self, line):
+        return opening(line["messages"], self.tokenizer)
+
+    def answer(self, line, which):
+        messages = [*line["messages"], {"role": "assistant", "content": line[which]}]
+        tokens, learned = conversation_to(messages, len(messages) - 1, self.tokenizer)
+        return [token for token, is_learned in zip(tokens, learned) if is_learned]
 
 
 class Choice(Task):
@@ -421,6 +566,7 @@ TASKS = {
     "completion": Completion,
     "chat": Chat,
     "classification": Classification,
+    "preference": Preference,
     "choice": Choice,
     "tagging": Tagging,
 }
@@ -568,7 +714,9 @@ def written(model, tokenizer, prompts, longest, ends):
     return found
 
 
-def open_task(config, lines, tokenizer, documents):
-    """The Task of a config; lines: {split: examples}."""
+def open_task(config, lines, tokenizer, documents, in_chat=False):
+    """The Task of a config; lines: {split: examples}; in_chat: whether the model converses."""
     Kind = WrittenClass if config.generative else TASKS[config.task]
+    if Kind is Preference and in_chat:
+        Kind = PreferenceInChat
     return Kind(config, tokenizer, tokens_before(tokenizer, documents), lines)

@@ -68,6 +68,10 @@ LINES = {
         }
         for i, a in enumerate(ANIMALS * 5)
     ],
+    "preference": [
+        {"prompt": f"{i} who ran? the {a}. =", "chosen": " Ann"[: 2 + i % 3], "rejected": f" {a}"}
+        for i, a in enumerate(ANIMALS * 6)
+    ],
     "classification": [
         {"text": f"a {a} ran home " * (1 + i % 3), "label": "animal" if i % 2 else "tier"}
         for i, a in enumerate(ANIMALS * 5)

@@ -38,6 +38,7 @@ SIZES = {  # examples in each split
     "translation": (8000, 200, 400),
     "chat": (4000, 100, 200),
     "memory": (1000, 200, 400),
+    "preference": (4000, 200, 400),
 }
 CHOICES = 4
 FEWEST = 10  # in a split, however small the corpus
@@ -412,6 +413,35 @@ def memory(story, pick, counts):
     return [{"prompt": told.rstrip(" "), "choices": choices, "label": choices.index(key.name)}]
 
 
+def preference(story, pick, counts):
+    """The questions of qa, each with the right answer and a wrong one: a word of the same class
+    that the story does not have. As in memory, nothing is picked at random.
+    """
+    found = []
+    for example in qa(story, pick, counts):
+        prompt, answer = example["prompt"], example["completion"]
+        others = classmates(story.language).get(answer.strip(), ())
+        others = [other for other in others if other not in story.text]
+        if others:
+            wrong = min(others, key=lambda other: crc32((prompt + other).encode()))
+            rejected = completion(prompt, wrong, story.language)["completion"]
+            found.append({"prompt": prompt, "chosen": answer, "rejected": rejected})
+    return found
+
+
+@cache
+def classmates(language):
+    """{a word, or where a place is: those of the first class that has it}."""
+    found = {}
+    for words in lexicon().classes.values():
+        if isinstance(words, tuple):
+            texts = [getattr(word, language) for word in words]
+            texts = [at_place(text) or text if text in nouns_by_name() else text for text in texts]
+            for text in texts:
+                found.setdefault(text, texts)
+    return found
+
+
 MAKERS = {
     "qa": qa,
     "title": title,
@@ -421,4 +451,5 @@ MAKERS = {
     "translation": translation,
     "chat": chat,
     "memory": memory,
+    "preference": preference,
 }
