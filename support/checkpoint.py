@@ -13,6 +13,7 @@ A checkpoint is a dict of tensors, numbers and text, so reading one cannot execu
 and of finetune.py's runs
 
     task           what the model answers, with which labels
+    of_base        of pairs of answers: how likely the base found them
     method         what was trained; for an adapter also its base, and `model` then holds only
                    the added weights
 """
@@ -40,7 +41,9 @@ from support.weights import assembled, averaged, fitted
 FORMAT = 1
 ROOT = Path(__file__).parent.parent
 CODE = ("model.py", "train.py", "support/optimizers.py")  # what a run computes
-CODE_OF_FINETUNING = ("finetune.py", "support/tasks.py", "support/adapters.py")
+CODE_OF_FINETUNING = (
+    *("finetune.py", "support/tasks.py", "support/preference.py", "support/adapters.py"),
+)
 LAST, BEST = "ckpt.pt", "best.pt"
 PEFT_CONFIG = "adapter_config.json"
 # The files that a run leaves in its out_dir.

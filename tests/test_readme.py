@@ -99,6 +99,8 @@ def small_files_of_examples():
     """The files of examples that the READMEs speak of."""
     asked = [{"instruction": f"Name {i}.", "input": "", "output": f"{i}"} for i in range(20)]
     Path("alpaca.json").write_text(json.dumps(asked), encoding="utf-8")
+    pairs = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(20)]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     rows = [f"hello {i},{'ab'[i % 2]}" for i in range(40)]
     for name, head in (("messages.csv", "message,topic"), ("我的类别.csv", "内容,类别")):
         Path(name).write_text("\n".join([head, *rows]), encoding="utf-8")

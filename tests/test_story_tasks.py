@@ -16,6 +16,7 @@ from support.stories.english import plural
 from support.stories.screenplay import plots
 from support.stories.tasks import (
     ANSWER,
+    BLUE,
     MAKERS,
     PLOTS_KEPT_BACK_ONE_IN,
     RELATIONS,
@@ -23,11 +24,13 @@ from support.stories.tasks import (
     TRANSLATION,
     at_place,
     chat,
+    colours,
     entities,
     forms_of_questions,
     memory,
     mood,
     nouns_by_name,
+    preference,
     qa,
     questions,
     relations,
@@ -318,6 +321,31 @@ def test_what_a_story_is_about_is_asked_for_where_it_is_named_for_the_last_time(
             languages[story.language] += 1
     assert min(places.values()) > 0.2 * sum(places.values()) and len(places) == 4
     assert sum(places.values()) > 500 and min(languages.values()) > 200
+
+
+def test_of_two_ways_to_go_on_the_better_one_is_blue_and_nothing_else_differs(stories):
+    languages = Counter()
+    for story in stories:
+        blue = BLUE[story.language]
+        for pair in preference(story, first, Counter()):
+            told, chosen, rejected = (pair[name] for name in ("prompt", "chosen", "rejected"))
+            assert story.text in (told + rejected, told + rejected.strip())
+            assert chosen.strip().startswith(blue) and not rejected.strip().startswith(blue)
+            colour = colours(story.language).match(rejected.strip())[0]
+            words = zip(chosen.split(" "), rejected.split(" "), strict=True)
+            changed = [pair for pair in words if pair[0] != pair[1]]
+            assert changed and all(b.replace(colour, blue) == a for a, b in changed)
+            assert not told.endswith(" an")
+            languages[story.language] += 1
+    assert min(languages.values()) > 200
+
+
+def test_a_colour_is_a_whole_word_and_no_afternoon_has_one():
+    assert colours("en").findall("a ruby-red hat, a red one, one golden afternoon, tired") == [
+        "ruby-red",
+        "red",
+    ]
+    assert colours("zh").findall("枣红色的帽子，粉红色毛衣，金色的午后") == ["枣红色", "粉红色"]
 
 
 def test_preparing_stories_writes_its_tasks_anew_and_leaves_others(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Examples to fine-tune on, with answers that are right by construction: eight tasks.
+"""Examples to fine-tune on, with answers that are right by construction: nine tasks.
 
 A story knows who gave what to whom, where things are, how it ends, what it is called and how the
 other language tells it. Each maker below gives the examples of its task that a story lends itself
@@ -10,6 +10,7 @@ has seen, and its time goes into reading.
     entities                             {"tokens": [...], "tags": [...]}
     chat                                 {"messages": [{"role": ..., "content": ...}, ...]}
     memory                               {"prompt": ..., "choices": [...], "label": 0 to 3}
+    preference                           {"prompt": ..., "chosen": ..., "rejected": ...}
 
 A prompt and its completion are one text as they stand, so a completion in English begins with a
 space unless it begins a line.
@@ -38,7 +39,7 @@ SIZES = {  # examples in each split
     "translation": (8000, 200, 400),
     "chat": (4000, 100, 200),
     "memory": (1000, 200, 400),
-    "preference": (4000, 200, 400),
+    "preference": (1000, 100, 200),
 }
 CHOICES = 4
 FEWEST = 10  # in a split, however small the corpus
@@ -66,6 +67,7 @@ GO_ON = {
     "en": ("What happened next?", "And then?", "Go on, please."),
     "zh": ("后来呢？", "然后呢？", "请接着讲。"),
 }
+BLUE = {"en": "blue", "zh": "蓝色"}
 TOKEN = {"en": re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s\b|[^\sA-Za-z]"), "zh": re.compile(r"\S")}
 # What an entity is tagged as: its part in the story or else its type. Which name is the hero's and
 # which thing matters is not to be seen from the word alone.
@@ -414,32 +416,25 @@ def memory(story, pick, counts):
 
 
 def preference(story, pick, counts):
-    """The questions of qa, each with the right answer and a wrong one: a word of the same class
-    that the story does not have. As in memory, nothing is picked at random.
-    """
-    found = []
-    for example in qa(story, pick, counts):
-        prompt, answer = example["prompt"], example["completion"]
-        others = classmates(story.language).get(answer.strip(), ())
-        others = [other for other in others if other not in story.text]
-        if others:
-            wrong = min(others, key=lambda other: crc32((prompt + other).encode()))
-            rejected = completion(prompt, wrong, story.language)["completion"]
-            found.append({"prompt": prompt, "chosen": answer, "rejected": rejected})
-    return found
+    """A story up to its first colour, and how it goes on: as it was, and better, in blue."""
+    language, blue = story.language, BLUE[story.language]
+    first = colours(language).search(story.text)
+    if not first or first[0] == blue or story.text[: first.start()].endswith(" an "):
+        return []
+    told, rest = story.text[: first.start()], story.text[first.start() :]
+    in_blue = colours(language).sub(lambda found: {first[0]: blue}.get(found[0], found[0]), rest)
+    chosen, rejected = (completion(told, text, language)["completion"] for text in (in_blue, rest))
+    return [{"prompt": told.rstrip(" "), "chosen": chosen, "rejected": rejected}]
 
 
 @cache
-def classmates(language):
-    """{a word, or where a place is: those of the first class that has it}."""
-    found = {}
-    for words in lexicon().classes.values():
-        if isinstance(words, tuple):
-            texts = [getattr(word, language) for word in words]
-            texts = [at_place(text) or text if text in nouns_by_name() else text for text in texts]
-            for text in texts:
-                found.setdefault(text, texts)
-    return found
+def colours(language):
+    """A pattern that finds the colours of things, not of golden afternoons."""
+    words = [getattr(word, language) for word in lexicon().classes["colour"]]
+    any_of = "|".join(sorted(words, key=len, reverse=True))
+    if language == "zh":
+        return re.compile(rf"(?:{any_of})(?!的午后)")
+    return re.compile(rf"(?<![\w-])(?:{any_of})(?![\w-]| afternoon)")
 
 
 MAKERS = {
