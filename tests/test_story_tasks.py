@@ -330,11 +330,11 @@ def test_of_two_ways_to_go_on_the_better_one_is_blue_and_nothing_else_differs(st
         for pair in preference(story, first, Counter()):
             told, chosen, rejected = (pair[name] for name in ("prompt", "chosen", "rejected"))
             assert story.text in (told + rejected, told + rejected.strip())
-            assert chosen.strip().startswith(blue) and not rejected.strip().startswith(blue)
-            colour = colours(story.language).match(rejected.strip())[0]
-            words = zip(chosen.split(" "), rejected.split(" "), strict=True)
-            changed = [pair for pair in words if pair[0] != pair[1]]
-            assert changed and all(b.replace(colour, blue) == a for a, b in changed)
+            assert chosen.strip().startswith(blue)
+            colour = colours(story.language)
+            assert colour.split(chosen) == colour.split(rejected)
+            pairs = set(zip(colour.findall(chosen), colour.findall(rejected), strict=True))
+            assert len([pair for pair in pairs if pair[0] != pair[1]]) == 1
             assert not told.endswith(" an")
             languages[story.language] += 1
     assert min(languages.values()) > 200
