@@ -464,7 +464,8 @@ def main():
         world.wait()  # until the best checkpoint is written
         if progress.is_over(config):
             finish(start, config, world)
-        print(farewell(progress, config, short_start(start)))
+        asked = dataclasses.replace(config, task=start.metadata["task"]["task"])
+        print(farewell(progress, asked, short_start(start)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from support.files import replacing_figure
 WORD = regex.compile(r"(?V1)\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+")
 CHINESE = regex.compile(r"\p{Han}")
 
+ROUNDING = 1e-4  # of log-probabilities and what is made of them
 COLUMNS = 80
 LABEL_COLUMNS = COLUMNS - 4 * 11  # for the names in a table; the rest is for four numbers
 PICTURED_COLUMNS = 20  # for a label in a figure
@@ -102,8 +103,8 @@ def preference_numbers(answers):
 
 
 def wins(margin):
-    """1 if it is positive, 0.5 if it is 0."""
-    return 0.5 * ((margin > 0) + (margin >= 0))
+    """1 if it is positive, 0.5 if there is none beyond rounding."""
+    return 0.5 if abs(margin) < ROUNDING else float(margin > 0)
 
 
 # ---------------------------------------------------------------------------- classification

@@ -102,6 +102,7 @@ def test_ties_count_half():
     answers = [{"rewards": pair, "log_probabilities": [-1, -2]} for pair in ([2, 1], [1, 1])]
     assert preference_numbers(answers) == {"accuracy": 0.75, "margin": 0.5, "likelier": 1}
     assert preference_numbers([{"rewards": [3, 9]}]) == {"accuracy": 0}
+    assert preference_numbers([{"rewards": [1e-6, 0]}]) == {"accuracy": 0.5}
 
 
 # ---------------------------------------------------------------------------------- the lines
@@ -242,6 +243,7 @@ def test_a_model_that_converses_is_asked_in_its_template(tune, run, capsys):
     tune("preference", "--init_from=out/chat", "--dataset=talks.jsonl", "--max_iters=20")
     assert results()["this model"]["accuracy"] == 1
     assert last()["task"]["task"] == "chat"
+    assert "python sample.py --out_dir=out/tuned --chat" in capsys.readouterr().out
     tune("preference", "--init_from=resume", "--dataset=talks.jsonl", "--max_iters=22")
     assert last()["step"] == 22
     run("sample.py", "--out_dir=out/tuned", "--start=it", "--device=cpu", "--max_new_tokens=4")
