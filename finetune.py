@@ -413,6 +413,8 @@ def read_finetune_config():
 
 def check_preference(config):
     """Exit if preferences, which compare the model with what it was, are combined with these."""
+    if config.pack is True:
+        raise SystemExit("pack=True: a pair of answers has two rows; leave it out")
     for name in ("teacher", "redraw", "pretrained", "causal"):
         if getattr(config, name) != getattr(FinetuneConfig, name):
             raise SystemExit(

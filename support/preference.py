@@ -96,6 +96,7 @@ def preferring(model, beta):
             logits.flatten(0, 1).float(), answers.flatten(), ignore_index=IGNORED, reduction="none"
         )
         rewards = beta * (log_p.view_as(answers).sum(dim=1).view(-1, 2) - of_base)
-        return rewards, F.cross_entropy(rewards, targets)
+        smoothing = model.config.label_smoothing if model.training else 0.0
+        return rewards, F.cross_entropy(rewards, targets, label_smoothing=smoothing)
 
     model.forward = forward

@@ -282,14 +282,17 @@ class Preference(Task):
                 "by --task=chat first, or take a chat model"
             )
         super().check(line)
+        self.check_answers(line)
+
+    def check_answers(self, line):
+        """Raise ValueError if an answer cannot be encoded, or has nothing to learn."""
+        for which in ("chosen", "rejected"):
+            if not self.answer(line, which):
+                raise ValueError(f"{which} is empty, and this model's texts have no end")
 
     def texts(self, line):
-        asked = [message["content"] for message in line["messages"]]
-        return [
-            *([line["prompt"]] if "prompt" in line else asked),
-            line["chosen"],
-            line["rejected"],
-        ]
+        asked = line["prompt"] if "prompt" in line else line["messages"][-1]["content"]
+        return asked, line["chosen"], line["rejected"]
 
     def asked(self, line):
         """The tokens of the prompt, at least one."""
@@ -368,8 +371,7 @@ class PreferenceInChat(Preference):
     """The same for a model that converses: the answers are the assistant's, in its template."""
 
     def check(self, line):
-        for which in ("chosen", "rejected"):
-            self.answer(line, which)
+        self.check_answers(line)
 
     def asked(self, line):
         return opening(line["messages"], self.tokenizer)

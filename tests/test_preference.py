@@ -54,6 +54,17 @@ def test_the_loss_is_that_of_the_paper():
     assert loss.item() == pytest.approx(sum(expected) / 2, abs=1e-4)
 
 
+def test_doubts_about_the_pairs_are_label_smoothing():
+    model = small(label_smoothing=0.2)
+    preferring(model, beta=0.3)
+    batch = batch_of_pairs([PAIR], OF_BASE)
+    rewards, loss = model(**batch)
+    margin = rewards[0, 0] - rewards[0, 1]
+    right, wrong = (-torch.nn.functional.logsigmoid(x) for x in (margin, -margin))
+    torch.testing.assert_close(loss, 0.9 * right + 0.1 * wrong)
+    torch.testing.assert_close(model.eval()(**batch)[1], right)
+
+
 def test_a_model_that_prefers_still_computes_everything_else():
     model = small().eval()
     tokens = torch.randint(259, (2, 9))
@@ -269,6 +280,7 @@ def test_the_dry_run_shows_a_pair_and_asks_the_model_nothing(tune, capsys):
     [
         ("--pretrained=False", "pretrained=False does not go with --task=preference"),
         ("--teacher=out/base", "teacher=out/base does not go with"),
+        ("--pack=True", "pack=True: a pair of answers has two rows"),
         ("--long=chunk", "long=chunk would tear pairs of answers apart"),
         ("--word_deletion=0.1", "are for classification, completion and choice"),
         ("--preference_beta=0", "preference_beta=0.0 must be above 0"),
