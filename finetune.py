@@ -64,7 +64,9 @@ from train import Schedule, TrainConfig, evaluation, train, training_batches, wi
 
 QUICK_START = Path(__file__).parent / "config" / "finetune_qa.py"  # when no task is named
 # Options that do not apply to a folder of tokens, which has no fields, words or examples.
-EXAMPLES_ALONE = "format fields encoding val_fraction long pack word_deletion word_swap token_shift"
+EXAMPLES_ALONE = (
+    "format fields encoding val_fraction shots long pack word_deletion word_swap token_shift"
+)
 STEPS_LOOKED_AT = 50  # to find out how long the rows of a run are
 NOTHING = Example([0], [IGNORED])  # fills a batch that random changes left without a target
 
@@ -86,6 +88,7 @@ class FinetuneConfig(TrainConfig):
     encoding: str = "utf-8"  # of the file; Excel saves Chinese in gb18030
     val_fraction: float = 0.1  # of a single file, and the same again for testing; 1: all of it
     generative: bool = False  # classification: generate the label as text, with no head for labels
+    shots: int = 0  # choice: solved training examples before each prompt
     long: Literal["cut", "chunk"] = "cut"  # examples beyond block_size: keep the end, or split
     pack: bool | Literal["auto"] = "auto"  # several examples per row; auto: with rotary positions
     word_deletion: float = 0.0  # fraction of a text's words to delete, resampled every epoch
@@ -135,6 +138,7 @@ class FinetuneConfig(TrainConfig):
                 f"val_fraction={self.val_fraction} must be above 0 and below 0.5, or with "
                 "--eval_only=True 1"
             )
+        check_range(self, "shots", at_least=0)
         check_range(self, "teacher_weight", at_least=0, at_most=1)
         check_range(self, "teacher_temperature epochs preference_beta", above=0, below=math.inf)
         unknown = set(self.lora_targets) - set(MATRICES)
@@ -403,6 +407,8 @@ def read_finetune_config():
         raise SystemExit(f"merge=True is for --method=lora, not {config.method}")
     if config.task == "preference":
         check_preference(config)
+    if config.shots and config.task != "choice":
+        raise SystemExit(f"shots={config.shots} is for --task=choice, not {config.task}")
     if config.generative and config.task != "classification":
         raise SystemExit(f"generative=True is for --task=classification, not {config.task}")
     other_epochs = resumed and config.epochs != resumed["train_config"]["epochs"]

@@ -59,6 +59,7 @@ from support.preference import Pair, batch_of_pairs, better_row, preferring
 from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
+BETWEEN_SHOTS = "\n\n"  # as in lm-evaluation-harness
 SCORES_AT_ONCE = 2**26  # logits in a batch of choices: 256 MB in float32
 # Where one text continues another, no space stands behind or before these: writing without spaces
 # between words, brackets and quotes that open, and punctuation.
@@ -391,6 +392,10 @@ class Choice(Task):
     best_metric = "accuracy"
     noisy_field = "prompt"
 
+    def __init__(self, config, tokenizer, first, lines):
+        super().__init__(config, tokenizer, first, lines)
+        self.shots = lines["train"][: config.shots + 1]  # one more, since none shows itself
+
     def texts(self, line):
         return [line["prompt"], *line["choices"]]
 
@@ -404,10 +409,18 @@ class Choice(Task):
             )
 
     def prompt(self, line):
-        """The tokens of the prompt, at least one. Spaces at its end belong to the choices: there a
-        token of a word begins.
+        """The tokens of the prompt, at least one, behind some that are solved. Spaces at its end
+        belong to the choices: there a token of a word begins.
         """
-        return [*self.first, *self.encode(line["prompt"].rstrip(" "))] or [0]
+        asked = line["prompt"].rstrip(" ")
+        shots = [shot for shot in self.shots if shot != line][: self.config.shots]
+        text = "".join(self.solved(shot) + BETWEEN_SHOTS for shot in shots) + asked
+        return [*self.first, *self.encode(text)] or [0]
+
+    def solved(self, line):
+        """The prompt with its right choice, as text."""
+        asked = line["prompt"].rstrip(" ")
+        return asked + continuing(asked, self.right(line))
 
     def choice(self, line, choice):
         """The tokens of a choice, as it continues the prompt."""

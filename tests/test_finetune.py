@@ -226,6 +226,25 @@ def test_choices_are_weighed_by_the_log_probabilities_of_their_tokens(block_size
             assert answer["choice"] == line["choices"][expected.index(max(expected))]
 
 
+def test_solved_examples_stand_before_a_choice_but_never_its_own_answer():
+    lines = [{"prompt": f"{c} ", "choices": ["no", "yes"], "label": i % 2} for i, c in
+             enumerate("ab猫")]  # fmt: skip
+    config = FinetuneConfig(task="choice", block_size=64, position="rope", shots=2)
+    task = task_of("choice", config, lines)
+    told = [task.tokenizer.decode(task.prompt(line)) for line in lines]
+    assert told == [
+        "b yes\n\n猫no\n\na",
+        "a no\n\n猫no\n\nb",
+        "a no\n\nb yes\n\n猫",
+    ]
+    assert task.prompt(lines[0] | {"prompt": "c"}) == list(b"a no\n\nb yes\n\nc")
+
+
+def test_shots_are_for_choices_alone(tune):
+    with pytest.raises(SystemExit, match="shots=2 is for --task=choice, not completion"):
+        tune("completion", "--shots=2")
+
+
 def test_a_choice_that_does_not_fit_the_context_is_told():
     config = FinetuneConfig(task="choice", block_size=16, position="rope")
     line = {"prompt": "a", "choices": ["x" * 16, "y"], "label": 1}
