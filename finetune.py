@@ -269,7 +269,9 @@ def batches_for(config, start, world):
         return with_steps(config, n), training_batches(start.dataset, config, world)
     examples, counts = all_examples(start.task, start.lines["train"], config)
     if not examples:
-        raise SystemExit(f"{config.dataset}: no training example has anything to learn")
+        raise SystemExit(
+            f"{config.dataset}: no training example has anything to learn: all {start.task.nothing}"
+        )
     show_examples(start.task, start.lines, examples, counts, config)
     planned = with_steps(config, len(examples))
     if config.max_iters is None and not config.eval_only:
@@ -446,14 +448,18 @@ def main():
         show_formulas(model)
         if config.dry_run:
             show_memory(model, config, world, longest_row(config, batch_at), start.task.rows)
-            shown_batch = start.task.to_show(batch_at(0)[0])
-            show_shift(shown_batch, start.task.tokenizer, start.task.labels)
+            for title, batch in start.task.to_show(batch_at(0)[0]).items():
+                if title:
+                    print(f"  {title}")
+                show_shift(batch, start.task.tokenizer, start.task.labels)
             print(f"dry run: {config.max_iters:,} steps; nothing was trained or written")
             return
         if config.teacher:
             taught_by(model, load_teacher(config, start, world), config)
         if start.lines:
-            start.task.begin(model, start.lines, start.metadata, world)
+            judged = {"val": spread(start.lines["val"], config)}
+            lines = judged if config.eval_only else start.lines
+            start.task.begin(model, lines, start.metadata, world)
         if config.eval_only:
             with torch.no_grad():
                 numbers = evaluation_for(config, start, world, print)(model.eval())

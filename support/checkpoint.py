@@ -42,7 +42,10 @@ FORMAT = 1
 ROOT = Path(__file__).parent.parent
 CODE = ("model.py", "train.py", "support/optimizers.py")  # what a run computes
 CODE_OF_FINETUNING = (
-    *("finetune.py", "support/tasks.py", "support/preference.py", "support/adapters.py"),
+    "finetune.py",
+    "support/tasks.py",
+    "support/preference.py",
+    "support/adapters.py",
 )
 LAST, BEST = "ckpt.pt", "best.pt"
 PEFT_CONFIG = "adapter_config.json"
@@ -240,6 +243,7 @@ def merged_checkpoint(path):
     Exits for an adapter or a prefix, which are separate modules.
     """
     checkpoint = read_checkpoint(path, to_look_at=True)
+    checkpoint.pop("of_base", None)  # for a run to be resumed
     settings = checkpoint.get("method")
     if not settings or not adds(settings):
         return checkpoint

@@ -140,13 +140,17 @@ def files_in(folder, to_learn=True):
 
 
 def split_by_hash(lines, shares, test, path):
-    """Split the lines by hash: {"train", "val", "test"}. Equal lines always stay together."""
-    keys = [hash_of(line) for line in lines]
+    """Split the lines by hash: {"train", "val", "test"}. Equal lines always stay together, and so
+    do pairs of answers to the same question.
+    """
+    keys, things = [hash_of(line) for line in lines], "examples"
+    if "chosen" in lines[0]:
+        keys, things = [hash_of(line["messages"]) for line in lines], "questions"
     ranked = sorted(set(keys))
     n_val, n_test = (max(1, round(share * len(ranked))) if share else 0 for share in shares)
     if len(ranked) <= n_val + n_test:
         raise SystemExit(
-            f"{path}: {len(ranked)} different examples are too few to split off a validation "
+            f"{path}: {len(ranked)} different {things} are too few to split off a validation "
             "set; provide more, or a folder with train.jsonl and val.jsonl"
         )
     rank = {key: i for i, key in enumerate(ranked)}
@@ -173,7 +177,7 @@ def labels_in(line):
 
 
 def hash_of(line):
-    """A short hash that is the same for equal lines, on every machine."""
+    """A short hash that is the same for equal lines, or fields of such, on every machine."""
     content = json.dumps(line, sort_keys=True).encode()
     return blake2b(content, digest_size=8).digest()
 
@@ -390,38 +394,54 @@ def chat_line(record, where):
 
 
 def preference_line(record, where):
-    """A chosen and a rejected answer to `messages`, which are also a `prompt` if that says it all:
-    for models that do not converse.
+    """A chosen and a rejected answer to `messages`, and for models that do not converse to a
+    `prompt`, if one was given as text and says it all.
     """
-    before, answers = [], {}
+    pair = record.get("output")
+    if "chosen" not in record and isinstance(pair, list) and len(pair) == 2:  # LLaMA-Factory's
+        record = record | {"chosen": pair[0], "rejected": pair[1]}
+    answers, talks = {}, []
     for name in ("chosen", "rejected"):
-        answer = record.get(name)
-        turns = in_messages([answer] if isinstance(answer, dict) else answer, where)
-        if turns is None:
+        turns = record.get(name)
+        turns = in_messages([turns] if isinstance(turns, dict) else turns, where)
+        if not turns:
             answers[name] = text(record, name, where)
             continue
         if turns[-1]["role"] != "assistant":
             raise SystemExit(f"{where}: the last message of {name} must be the assistant's")
         answers[name] = turns[-1]["content"]
-        if answers.keys() == {"chosen", "rejected"} and turns[:-1] != before:
-            raise SystemExit(f"{where}: chosen and rejected do not answer the same conversation")
-        before = turns[:-1]
+        talks += [turns[:-1]] if turns[:-1] else []
+    if len(talks) == 2 and talks[0] != talks[1]:
+        raise SystemExit(f"{where}: chosen and rejected do not answer the same conversation")
+    asked = {} if talks else prompt_of(record, where)
+    messages = with_system(talks[0] if talks else asked.pop("messages"), record, where)
+    if messages[-1]["role"] != "user":
+        raise SystemExit(f"{where}: the last message before the answers must be the user's")
+    is_whole = is_alpaca(record) or len(messages) == 1
+    return {"messages": messages} | (asked if is_whole else {}) | answers
+
+
+def prompt_of(record, where):
+    """{"messages", "prompt"} of what the answers of a pair reply to; a prompt where that is a text,
+    as `completion_line` has it.
+    """
     if is_alpaca(record):
-        before = chat_line(record | {"output": ""}, where)["messages"][:-1]
-    elif not before:
-        before = in_messages(first_of(record, "prompt", "messages", "conversations"), where)
-        before = before or [{"role": "user", "content": text(record, "prompt", where)}]
-    line = {"messages": with_system(before, record, where)} | answers
-    if is_alpaca(record) and not record.get("history"):
-        line["prompt"] = completion_line(record | {"output": ""}, where)["prompt"]
-    elif [message["role"] for message in line["messages"]] == ["user"]:
-        line["prompt"] = before[0]["content"]
-    return line
-
-
-def first_of(record, *names):
-    """The first of these fields that a record has; None if it has none of them."""
-    return next((record[name] for name in names if name in record), None)
+        as_answered = record | {"output": ""}
+        asked = {"messages": chat_line(as_answered, where)["messages"][:-1]}
+        if not record.get("history"):
+            asked["prompt"] = completion_line(as_answered, where)["prompt"]
+        return asked
+    for name in ("prompt", "messages", "conversations"):
+        messages = in_messages(record.get(name), where)
+        if messages:
+            return {"messages": messages}
+    if record.get("prompt") is None:
+        raise SystemExit(
+            f"{where}: no field 'prompt', {what_is_there(record, 'prompt', 'preference')}; where "
+            "the answers begin with the prompt, split it off"
+        )
+    prompt = text(record, "prompt", where)
+    return {"messages": [{"role": "user", "content": prompt}], "prompt": prompt}
 
 
 def with_system(messages, record, where):
@@ -447,8 +467,8 @@ def in_messages(conversation, where):
     """[{"role", "content"}, …], of which ShareGPT's [{"from": "human", "value": …}, …] is another
     form; None if this is neither. Exits if a role or a text is missing.
     """
-    turns = conversation if isinstance(conversation, list) else []
-    if not turns or not all(isinstance(turn, dict) for turn in turns):
+    turns = conversation
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         return None
     if all(isinstance(turn.get("from"), str) for turn in turns):
         turns = [

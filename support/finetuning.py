@@ -306,11 +306,11 @@ def show_examples(task, lines, examples, counts, config):
     n_targets = sum(sum(t != IGNORED for t in example.targets) for example in examples)
     sizes = ", ".join(f"{len(of_split):,} {split}" for split, of_split in lines.items())
     print(f"examples: {sizes}; {n_targets:,} targets per epoch")
-    done = "split" if task.long == "chunk" or task.splits else "their beginning is cut off"
+    done = "split" if task.long == "chunk" or task.splits else task.cut
     if counts["long"]:
         print(f"{counts['long']:,} are longer than block_size={config.block_size}: {done}")
     if counts["without a target"]:
-        print(f"{counts['without a target']:,} have no target and are left out")
+        print(f"{counts['without a target']:,} {task.nothing} and are left out")
     if len(lines["test"]) < FEW_TESTS:
         print(f"{len(lines['test'])} test examples are too few to tell a good model from a bad one")
 

@@ -17,7 +17,7 @@ from support.files import replacing_figure
 WORD = regex.compile(r"(?V1)\p{Han}|[\p{L}\p{M}\p{N}--\p{Han}]+")
 CHINESE = regex.compile(r"\p{Han}")
 
-ROUNDING = 1e-4  # of log-probabilities and what is made of them
+ROUNDING = 1e-4  # of log-probabilities
 COLUMNS = 80
 LABEL_COLUMNS = COLUMNS - 4 * 11  # for the names in a table; the rest is for four numbers
 PICTURED_COLUMNS = 20  # for a label in a figure
@@ -85,19 +85,20 @@ def choice_numbers(lines, scores):
     return {"accuracy": right / len(lines), "acc_norm": right_by_length / len(lines)}
 
 
-def preference_numbers(answers):
+def preference_numbers(answers, beta):
     """{"accuracy", "margin", "likelier"} of pairs of answers, the better one first.
 
-    answers: dicts with "rewards", a pair; accuracy: how often the better one has the higher (ties
-    count half); margin: the mean difference. And where they have "log_probabilities", how often the
-    better one is the likelier to be written.
+    answers: dicts with "gains", a pair; accuracy: how often the better answer has the larger gain
+    (ties count half); margin: the mean difference of the rewards, which are beta times the gains.
+    And where they have "log_probabilities", how often the better one is the likelier to be written.
     """
     check_pairs(answers, answers)
-    margins = [better - worse for better, worse in (answer["rewards"] for answer in answers)]
+    margins = [better - worse for better, worse in (answer["gains"] for answer in answers)]
     numbers = {"accuracy": sum(map(wins, margins)) / len(margins)}
     scores = [answer["log_probabilities"] for answer in answers if "log_probabilities" in answer]
     if scores:
-        numbers["margin"] = sum(margins) / len(margins)
+        mean = sum(margins) / len(margins)
+        numbers["margin"] = beta * mean if abs(mean) >= ROUNDING else 0.0
         numbers["likelier"] = sum(wins(better - worse) for better, worse in scores) / len(scores)
     return numbers
 

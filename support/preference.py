@@ -7,7 +7,8 @@ training, did. The better answer of a pair shall have the higher reward (arXiv:2
     loss = -log sigmoid(reward of the better one - reward of the worse one)
 
 So the model need not find the better answer likely, only likelier than before, in comparison. beta
-holds it to the base: the larger, the less it may change for the same loss.
+holds it to the base: the larger, the less it may change for the same loss. Half of label_smoothing
+is the probability that a pair is the wrong way round.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from model import IGNORED
+
+SHORTEST_PROMPT = 16  # tokens that long answers leave of it, in a context of at least 32
 
 
 class Pair(NamedTuple):
@@ -38,15 +41,16 @@ class Pair(NamedTuple):
 
     @property
     def targets(self):
-        """All that is learned: nothing where both are the same."""
-        return self.better + self.worse if self.better != self.worse else [IGNORED]
+        """The one that there is: that the first is the better one. None if both are the same."""
+        return [0 if self.better != self.worse else IGNORED]
 
     def end(self, size):
         """The same for at most `size` inputs: the end of the prompt, and the beginning of answers
-        that do not fit either.
+        that leave no room for one.
         """
-        better, worse = self.better[:size], self.worse[:size]
-        room = size + 1 - max(len(better), len(worse))  # at least one token
+        kept = max(1, min(len(self.prompt), SHORTEST_PROMPT, size // 2))
+        better, worse = self.better[: size + 1 - kept], self.worse[: size + 1 - kept]
+        room = size + 1 - max(len(better), len(worse))
         return Pair(self.prompt[-room:], better, worse, self.key)
 
 
@@ -74,12 +78,14 @@ def batch_of_pairs(pairs, of_base):
     }
 
 
-def better_row(batch):
-    """{"inputs", "targets"} (1, T) of the first row of a batch of pairs, as in other batches."""
-    targets = torch.full_like(batch["inputs"][:1], IGNORED)
-    is_answer = batch["answers"][:1] != IGNORED
-    targets[:, batch["at"][:1][is_answer]] = batch["answers"][:1][is_answer]
-    return {"inputs": batch["inputs"][:1], "targets": targets}
+def row_of(batch, i):
+    """{"inputs", "targets"} (1, T), as in other batches, of row `i` of a batch of pairs."""
+    is_answer = batch["answers"][i] != IGNORED
+    at, tokens = batch["at"][i][is_answer], batch["answers"][i][is_answer]
+    inputs = batch["inputs"][i, : at[-1] + 1]
+    targets = torch.full_like(inputs, IGNORED)
+    targets[at] = tokens
+    return {"inputs": inputs[None], "targets": targets[None]}
 
 
 def preferring(model, beta):

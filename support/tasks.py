@@ -19,6 +19,7 @@ differs, add the class to TASKS, and add a function that checks a line to LINES
 
 import math
 from collections import defaultdict
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -54,8 +55,9 @@ from support.metrics import (
     entity_report,
     preference_numbers,
     text_numbers,
+    wins,
 )
-from support.preference import Pair, batch_of_pairs, better_row, preferring
+from support.preference import Pair, batch_of_pairs, preferring, row_of
 from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
@@ -99,6 +101,8 @@ class Task:
     labels = ()
     splits = False  # whether `examples` itself splits long lines
     rows = 1  # of an example in a batch
+    cut = "their beginning is cut off"  # what happens to examples that are too long
+    nothing = "have no target"  # what is the matter with those that teach nothing
 
     def __init__(self, config, tokenizer, first, lines):
         self.config, self.tokenizer, self.first = config, tokenizer, first
@@ -130,8 +134,8 @@ class Task:
         return batch_of(examples, pack, hide_padding)
 
     def to_show(self, batch):
-        """The batch with inputs and targets for `show_shift`."""
-        return batch
+        """{title: batch} of what `show_shift` can show of it."""
+        return {"": batch}
 
     def begin(self, model, lines, remembered, world):
         """Called before training: what the task has to do with the model, or know of it. What it
@@ -264,20 +268,27 @@ class Chat(Completion):
 class Preference(Task):
     """A prompt and two answers, of which the chosen one is better than the rejected one.
 
-    An answer is {"choice": text, "rewards": …, "log_probabilities": …}, those of both.
+    An answer is {"choice": text, "gains": …, "log_probabilities": …}, both of both answers; a gain
+    is how much larger the log-probability is than the base's.
     """
 
     rows = 2
+    cut = "the beginning of the prompt and the end of long answers are cut off"
+    nothing = "have equal answers, as far as they fit"
 
     def __init__(self, config, tokenizer, first, lines):
         super().__init__(config, tokenizer, first, lines)
         if config.long == "chunk":
             raise SystemExit("long=chunk would tear pairs of answers apart: leave it out")
+        for split, some in (lines or {}).items():
+            if all(line["chosen"] == line["rejected"] for line in some):
+                raise SystemExit(f"{config.dataset}: all {split} examples have equal answers")
         # Key of a line -> the log-probabilities of its answers, once the base was asked.
         self.of_base = defaultdict(lambda: [0.0, 0.0])
+        self.precision = nullcontext
 
     def check(self, line):
-        if "prompt" not in line:
+        if len(line["messages"]) > 1 and "prompt" not in line:
             raise ValueError(
                 f"a conversation, and {self.config.init_from} was not taught to converse: teach it "
                 "by --task=chat first, or take a chat model"
@@ -292,16 +303,22 @@ class Preference(Task):
                 raise ValueError(f"{which} is empty, and this model's texts have no end")
 
     def texts(self, line):
-        asked = line["prompt"] if "prompt" in line else line["messages"][-1]["content"]
-        return asked, line["chosen"], line["rejected"]
+        return self.question(line), line["chosen"], line["rejected"]
+
+    def question(self, line):
+        """What is asked, as text."""
+        return line["prompt"] if "prompt" in line else line["messages"][-1]["content"]
 
     def asked(self, line):
         """The tokens of the prompt, at least one."""
-        return [*self.first, *self.encode(line["prompt"])] or [0]
+        return [*self.first, *self.encode(self.question(line))] or [0]
 
     def answer(self, line, which):
-        """The tokens of an answer, including its end."""
-        return [*self.encode(line[which]), *self.end]
+        """The tokens of an answer, including its end. A text goes on as it is; what was a message
+        begins with a space, where its language has spaces.
+        """
+        text = line[which] if "prompt" in line else continuing(self.question(line), line[which])
+        return [*self.encode(text), *self.end]
 
     def examples(self, line):
         both = (self.answer(line, which) for which in ("chosen", "rejected"))
@@ -311,10 +328,11 @@ class Preference(Task):
         return batch_of_pairs(examples, self.of_base)
 
     def to_show(self, batch):
-        return better_row(batch)
+        return {"the better answer:": row_of(batch, 0), "the worse one:": row_of(batch, 1)}
 
     def begin(self, model, lines, remembered, world):
         preferring(model, self.config.preference_beta)
+        self.precision = world.precision  # that of training, whose rounding would count otherwise
         if "of_base" in remembered:
             self.of_base = remembered["of_base"]
             if any(hash_of(line).hex() not in self.of_base for line in chain(*lines.values())):
@@ -323,7 +341,10 @@ class Preference(Task):
                     "one with --init_from=BASE"
                 )
             return
-        print("what the model finds likely before it is trained…")
+        if self.config.eval_only:
+            print("compared with itself; --init_from=resume compares a run with its base")
+        else:
+            print("what the model finds likely before it is trained…")
         different = list({hash_of(line): line for line in chain(*lines.values())}.values())
         with torch.no_grad():
             model.eval()
@@ -339,32 +360,33 @@ class Preference(Task):
         pairs = [self.examples(line)[0].end(self.config.block_size) for line in lines]
         rows = [row for pair in pairs for row in pair.rows]
         counts = [len(answer) for pair in pairs for answer in (pair.better, pair.worse)]
-        scores = iter(log_probabilities(model, rows, counts))
+        with self.precision():
+            scores = iter(log_probabilities(model, rows, counts))
         return [[next(scores), next(scores)] for _ in pairs]
 
     def answers(self, model, lines):
         answers = []
         for line, scores in zip(lines, self.log_probabilities(model, lines)):
-            of_base, beta = self.of_base[hash_of(line).hex()], self.config.preference_beta
-            rewards = [beta * (mine - theirs) for mine, theirs in zip(scores, of_base)]
-            choice = line["chosen" if rewards[0] > rewards[1] else "rejected"]
-            answers.append({"choice": choice, "rewards": rewards, "log_probabilities": scores})
+            gains = [mine - base for mine, base in zip(scores, self.of_base[hash_of(line).hex()])]
+            # Before training there is no gain: then the likelier one is shown.
+            better, worse = scores if wins(gains[0] - gains[1]) == 0.5 else gains
+            choice = line["chosen" if better >= worse else "rejected"]
+            answers.append({"choice": choice, "gains": gains, "log_probabilities": scores})
         return answers
 
     def right(self, line):
         return line["chosen"]
 
     def numbers(self, lines, answers, loss, n_targets):
-        return preference_numbers(answers)
+        return preference_numbers(answers, self.config.preference_beta)
 
     def guesses(self, train, lines):
         of_base = [self.of_base[hash_of(line).hex()] for line in lines]
         return {
             "the longer answer": [
-                {"rewards": [len(line[which]) for which in ("chosen", "rejected")]}
-                for line in lines
+                {"gains": [len(line[which]) for which in ("chosen", "rejected")]} for line in lines
             ],
-            "what the base finds likelier": [{"rewards": scores} for scores in of_base],
+            "what the base finds likelier": [{"gains": scores} for scores in of_base],
         }
 
 

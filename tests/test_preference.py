@@ -11,15 +11,16 @@ import torch
 from model import IGNORED
 from sample import text_of
 from support.checkpoint import load_model
-from support.examples import line_of
+from support.examples import line_of, open_examples
 from support.metrics import preference_numbers
-from support.preference import Pair, batch_of_pairs, better_row, preferring
-from tests.test_finetune import LINES, jsonl, last, made, results, run, small, tune
+from support.preference import Pair, batch_of_pairs, preferring, row_of
+from tests.test_finetune import LINES, jsonl, last, made, results, run, small, task_of, tune
 
 PAIR = Pair([1, 2, 3], [4, 5], [6, 7, 8], "a")
 OTHER = Pair([9], [10], [11, 12], "b")
 OF_BASE = {"a": [-1.0, -2.0], "b": [-3.0, -0.5]}
 KITE = [{"role": "user", "content": "谁丢了风筝？"}]
+LINE = {"messages": [{"role": "user", "content": "who?"}], "chosen": "me", "rejected": "you"}
 ANSWERS = {"chosen": "小梅", "rejected": "小明"}
 
 
@@ -90,10 +91,11 @@ def test_a_batch_has_two_rows_for_each_pair():
     ]
     assert batch["of_base"].tolist() == [[-1, -2], [-3, -0.5]]
     assert batch["targets"].tolist() == [0, 0]
-    assert {name: tensor.tolist() for name, tensor in better_row(batch).items()} == {
-        "inputs": [[1, 2, 3, 4, 0]],
-        "targets": [[IGNORED, IGNORED, 4, 5, IGNORED]],
-    }
+    better, worse = (row_of(batch, i) for i in (0, 1))
+    assert better["inputs"].tolist() == [[1, 2, 3, 4]]
+    assert better["targets"].tolist() == [[IGNORED, IGNORED, 4, 5]]
+    assert worse["inputs"].tolist() == [[1, 2, 3, 6, 7]]
+    assert worse["targets"].tolist() == [[IGNORED, IGNORED, 6, 7, 8]]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
@@ -105,15 +107,23 @@ def test_both_rows_fit_and_keep_the_end_of_the_same_prompt(size):
     assert PAIR.worse[: len(cut.worse)] == cut.worse
 
 
+def test_long_answers_leave_some_of_the_question():
+    pair = Pair(list(range(50)), list(range(100)), list(range(200)), "a")
+    assert pair.end(64) == Pair(list(range(34, 50)), list(range(49)), list(range(49)), "a")
+    assert pair.end(1000) == pair
+
+
 def test_two_equal_answers_teach_nothing():
+    assert Pair([1], [2], [3], "a").targets == [0]
     assert Pair([1], [2], [2], "a").targets == [IGNORED]
 
 
 def test_ties_count_half():
-    answers = [{"rewards": pair, "log_probabilities": [-1, -2]} for pair in ([2, 1], [1, 1])]
-    assert preference_numbers(answers) == {"accuracy": 0.75, "margin": 0.5, "likelier": 1}
-    assert preference_numbers([{"rewards": [3, 9]}]) == {"accuracy": 0}
-    assert preference_numbers([{"rewards": [1e-6, 0]}]) == {"accuracy": 0.5}
+    answers = [{"gains": pair, "log_probabilities": [-1, -2]} for pair in ([2, 1], [1, 1])]
+    expected = {"accuracy": 0.75, "margin": 0.1, "likelier": 1}
+    assert preference_numbers(answers, beta=0.2) == expected
+    assert preference_numbers([{"gains": [3, 9]}], beta=0.2) == {"accuracy": 0}
+    assert preference_numbers([{"gains": [1e-6, 0]}], beta=100) == {"accuracy": 0.5}
 
 
 # ---------------------------------------------------------------------------------- the lines
@@ -122,14 +132,13 @@ def test_ties_count_half():
 @pytest.mark.parametrize(
     "record",
     [
-        {"prompt": "谁丢了风筝？", **ANSWERS},
+        {"prompt": KITE, **ANSWERS},
+        {"prompt": None, "messages": KITE, **ANSWERS},
         {"prompt": KITE, "chosen": messages("小梅"), "rejected": messages("小明")},
         {"chosen": KITE + messages("小梅"), "rejected": KITE + messages("小明")},
-        {
-            "prompt": "not needed",
-            "chosen": KITE + messages("小梅"),
-            "rejected": KITE + messages("小明"),
-        },
+        {"prompt": "it", "chosen": KITE + messages("小梅"), "rejected": KITE + messages("小明")},
+        {"prompt": "it", "chosen": KITE + messages("小梅"), "rejected": "小明"},
+        {"instruction": "it", "chosen": "小梅", "rejected": KITE + messages("小明")},
         {
             "conversations": [{"from": "human", "value": "谁丢了风筝？"}],
             "chosen": {"from": "gpt", "value": "小梅"},
@@ -137,8 +146,13 @@ def test_ties_count_half():
         },
     ],
 )
-def test_every_usual_form_of_a_question_is_read(record):
+def test_every_usual_form_of_a_conversation_is_read(record):
     line = line_of(record, "preference", {}, "pairs.jsonl, line 1")
+    assert line == {"messages": KITE, **ANSWERS}
+
+
+def test_a_text_is_both_a_prompt_and_a_message():
+    line = line_of({"prompt": "谁丢了风筝？", **ANSWERS}, "preference", {}, "")
     assert line == {"messages": KITE, "prompt": "谁丢了风筝？", **ANSWERS}
 
 
@@ -155,20 +169,31 @@ def test_alpacas_question_is_a_message_or_its_form():
     line = line_of(record, "preference", {}, "")
     assert line["messages"] == [{"role": "user", "content": "Name a fruit.\n\nred"}]
     assert line["prompt"].startswith("### Instruction:\nName a fruit.\n\n### Input:\nred")
+    older = {"instruction": "Name a fruit.", "input": "red", "output": list(ANSWERS.values())}
+    assert line_of(older, "preference", {}, "") == line
+    line = line_of(record | {"history": [["a", "b"]]}, "preference", {}, "")
+    assert len(line["messages"]) == 3 and "prompt" not in line
 
 
 @pytest.mark.parametrize(
     ("record", "told"),
     [
         ({"prompt": "a", "chosen": "b"}, "no field 'rejected', found prompt, chosen"),
-        (ANSWERS, "no field 'prompt'"),
+        (
+            {"question": "a", **ANSWERS},
+            "no field 'prompt', found question, chosen, rejected; if the file names it "
+            "differently, type --fields prompt=THEIRS .*; where the answers begin with the prompt, "
+            "split it off",
+        ),
+        ({"prompt": KITE + messages("a"), **ANSWERS}, "the last message before the answers must"),
+        ({"prompt": [], **ANSWERS}, "prompt must be text, found '\\[\\]'"),
         ({"prompt": "a", "chosen": 1, "rejected": "b"}, "chosen must be text, found '1'"),
         (
             {"chosen": KITE, "rejected": KITE},
             "the last message of chosen must be the assistant's",
         ),
         (
-            {"chosen": KITE + messages("a"), "rejected": messages("b")},
+            {"chosen": KITE + messages("a"), "rejected": KITE * 2 + messages("b")},
             "chosen and rejected do not answer the same conversation",
         ),
         ({"prompt": [{"role": "me", "content": "a"}], **ANSWERS}, "role=me is not one of"),
@@ -195,6 +220,7 @@ def test_it_learns_what_is_preferred_and_is_held_to_what_it_was(tune, capsys):
     mine = results()["this model"]
     assert mine["accuracy"] == 1 and mine["loss"] < 0.4 and mine["margin"] > 0.5
     assert results()["what the base finds likelier"]["accuracy"] < 1
+    assert "20 train" not in told and "24 train, 6 val, 6 test; 24 targets per epoch" in told
     after, _, checkpoint = load_model("out/tuned")
     prompt = tokenizer.encode(LINES["preference"][0]["prompt"]).tolist()
     better, worse = (tokenizer.encode(LINES["preference"][0][n]).tolist() for n in ANSWERS)
@@ -239,7 +265,7 @@ def test_lora_learns_it_too(tune):
     tune("preference", "--method=lora", "--merge", "--max_iters=40", "--learning_rate=1e-2")
     assert results()["this model"]["accuracy"] == 1
     model, _, checkpoint = load_model("out/tuned/merged.pt")
-    assert "of_base" not in checkpoint or checkpoint["task"]["task"] == "completion"
+    assert "of_base" in last() and "of_base" not in checkpoint
     assert torch.isfinite(model(torch.randint(256, (2, 20)))[0]).all()
 
 
@@ -248,8 +274,10 @@ def test_a_model_that_converses_is_asked_in_its_template(tune, run, capsys):
     Path("out/tuned").rename("out/chat")
     tune("preference", "--init_from=out/chat", "--dry_run=True")
     assert "<|im_end|>" in capsys.readouterr().out
-    talk = LINES["chat"][0]["messages"][:3]
-    lines = [{"messages": talk, "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+    lines = [
+        {"messages": line["messages"][:3], "chosen": f"yes {i}", "rejected": f"no {i}"}
+        for i, line in enumerate(LINES["chat"])
+    ]
     Path("talks.jsonl").write_text(jsonl(lines), encoding="utf-8")
     tune("preference", "--init_from=out/chat", "--dataset=talks.jsonl", "--max_iters=20")
     assert results()["this model"]["accuracy"] == 1
@@ -261,17 +289,58 @@ def test_a_model_that_converses_is_asked_in_its_template(tune, run, capsys):
 
 
 def test_a_conversation_is_not_put_to_a_model_that_does_not_converse(tune):
-    talk = LINES["chat"][0]["messages"][:3]
-    lines = [{"messages": talk, "chosen": f"yes {i}", "rejected": "no"} for i in range(20)]
+    lines = [{"messages": line["messages"][:3], **ANSWERS} for line in LINES["chat"]]
     Path("talks.jsonl").write_text(jsonl(lines), encoding="utf-8")
     with pytest.raises(SystemExit, match="out/base was not taught to converse: teach it by"):
         tune("preference", "--dataset=talks.jsonl")
 
 
+def test_in_16_bits_the_base_is_asked_in_16_bits_too(tune, capsys):
+    tune("preference", "--dtype=bfloat16", "--preference_beta=5", "--eval_iters=0")
+    assert "step 0: val loss 0.6931, accuracy 0.5, margin 0," in capsys.readouterr().out
+
+
+def test_a_message_to_a_plain_model_is_answered_behind_a_space(tune, capsys):
+    task = task_of("preference", lines=[LINE])
+    assert task.tokenizer.decode(task.asked(LINE) + task.answer(LINE, "chosen")[:-1]) == "who? me"
+    assert task.answer(LINE | {"prompt": "who?"}, "chosen")[:-1] == list(b"me")
+
+
+def test_pairs_about_one_question_stay_together():
+    lines = [{"prompt": f"{i % 12}?", "chosen": f"yes {i}", "rejected": "no"} for i in range(72)]
+    Path("pairs.jsonl").write_text(jsonl(lines), encoding="utf-8")
+    splits = open_examples("pairs.jsonl", "preference", val_fraction=0.2)
+    asked = [{line["prompt"] for line in splits[split]} for split in ("train", "val", "test")]
+    assert [len(some) for some in asked] == [8, 2, 2] and not asked[0] & (asked[1] | asked[2])
+    assert sum(map(len, splits.values())) == 72
+
+
+def test_pairs_with_equal_answers_are_told(tune, capsys):
+    some = [line | {"rejected": line["chosen"]} for line in LINES["preference"][:5]]
+    path = Path("tasks/preference/train.jsonl")
+    path.write_text(jsonl(LINES["preference"] + some), encoding="utf-8")
+    tune("preference", "--max_iters=1")
+    assert "5 have equal answers, as far as they fit and are left out" in capsys.readouterr().out
+    path.write_text(jsonl(some), encoding="utf-8")
+    with pytest.raises(SystemExit, match="all train examples have equal answers"):
+        tune("preference")
+
+
+def test_evaluated_alone_a_model_is_compared_with_itself_and_says_so(tune, capsys):
+    tune("preference", "--eval_only=True")
+    told = capsys.readouterr().out
+    assert "compared with itself" in told and "accuracy 0.5, margin 0," in told
+    tune("preference", "--max_iters=40", "--learning_rate=3e-3", "--eval_interval=40")
+    tune("preference", "--init_from=resume", "--eval_only=True")
+    told = capsys.readouterr().out
+    assert "accuracy 1, margin 3" in told and told.count("compared with itself") == 0
+
+
 def test_the_dry_run_shows_a_pair_and_asks_the_model_nothing(tune, capsys):
     tune("preference", "--dry_run=True")
     told = capsys.readouterr().out
-    assert "<|endoftext|>" in told and "before it is trained" not in told
+    assert told.count("<|endoftext|>") == 2 and "before it is trained" not in told
+    assert "  the better answer:\n" in told and "  the worse one:\n" in told
     assert "dry run: 4 steps" in told
 
 
