@@ -5,7 +5,7 @@
     {"prompt": …, "completion": …}                                     completion
     {"instruction": …, "input": …, "output": …}   as in Alpaca         completion, chat
     {"messages": [{"role": …, "content": …}, …]}  or ShareGPT's        chat
-    {"prompt": …, "chosen": …, "rejected": …}     texts or messages    preference
+    {"prompt": …, "chosen": …, "rejected": …}     or messages (TRL's)  preference
     {"text": …, "label": …}                       or CSV, TSV          classification
     {"prompt": …, "choices": […], "label": 2}     or columns A, B, …   choice
     {"tokens": […], "tags": […]}                  or columns (CoNLL)   tagging
