@@ -1,6 +1,6 @@
 # Preferences: of two ways to go on with a story, the one with blue things is better (DPO).
 #   python finetune.py config/finetune_preference.py
-# On two CPU cores 0:50; then three things in four are blue, in English and in Chinese.
+# On two CPU cores about a minute; then three things in four are blue, in English and in Chinese.
 task = "preference"
 dataset = "stories/tasks/preference"
 init_from = "out/stories"
