@@ -306,7 +306,8 @@ def test_a_message_to_a_plain_model_is_answered_behind_a_space(tune, capsys):
     assert task.answer(LINE | {"prompt": "who?"}, "chosen")[:-1] == list(b"me")
 
 
-def test_pairs_about_one_question_stay_together():
+def test_pairs_about_one_question_stay_together(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     lines = [{"prompt": f"{i % 12}?", "chosen": f"yes {i}", "rejected": "no"} for i in range(72)]
     Path("pairs.jsonl").write_text(jsonl(lines), encoding="utf-8")
     splits = open_examples("pairs.jsonl", "preference", val_fraction=0.2)
