@@ -207,6 +207,8 @@ def example_batches(task, lines, examples, config, world):
             "word_deletion, word_swap and token_shift are for classification, completion and "
             f"choice; for --task={config.task} leave them out"
         )
+    if is_noisy and config.shots:
+        raise SystemExit(f"shots={config.shots} would show the text unchanged: leave it out")
     n, origin = len(examples), origins(task, lines, config) if is_noisy else []
     pack = config.position == "rope" if config.pack == "auto" else config.pack
 

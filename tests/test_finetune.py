@@ -243,6 +243,8 @@ def test_solved_examples_stand_before_a_choice_but_never_its_own_answer():
 def test_shots_are_for_choices_alone(tune):
     with pytest.raises(SystemExit, match="shots=2 is for --task=choice, not completion"):
         tune("completion", "--shots=2")
+    with pytest.raises(SystemExit, match="shots=2 would show the text unchanged"):
+        tune("choice", "--shots=2", "--word_swap=0.1")
 
 
 def test_a_choice_that_does_not_fit_the_context_is_told():
