@@ -38,6 +38,7 @@ from support.files import replacing
 from support.finetuning import (
     begin,
     short_start,
+    show_example,
     show_examples,
     show_weights,
     shown,
@@ -54,7 +55,6 @@ from support.report import (
     in_words,
     show_formulas,
     show_memory,
-    show_shift,
 )
 from support.starting_point import check_accumulation, make_room, read_config
 from support.tasks import TASKS, Example
@@ -450,26 +450,22 @@ def main():
         show_formulas(model)
         if config.dry_run:
             show_memory(model, config, world, longest_row(config, batch_at), start.task.rows)
-            for title, batch in start.task.to_show(batch_at(0)[0]).items():
-                if title:
-                    print(f"  {title}")
-                show_shift(batch, start.task.tokenizer, start.task.labels)
+            show_example(start.task, batch_at(0)[0])
             print(f"dry run: {config.max_iters:,} steps; nothing was trained or written")
             return
         if config.teacher:
             taught_by(model, load_teacher(config, start, world), config)
         if start.lines:
             judged = {"val": spread(start.lines["val"], config)}
-            lines = judged if config.eval_only else start.lines
-            start.task.begin(model, lines, start.metadata, world)
+            asked = judged if config.eval_only else start.lines
+            start.task.begin(model, asked, start.metadata, world)
         if config.eval_only:
             with torch.no_grad():
                 numbers = evaluation_for(config, start, world, print)(model.eval())
             print(in_words(numbers))
             if start.lines and world.is_main:
-                judged = spread(start.lines["val"], config)
-                rows = beside_baselines(numbers, start.task, start.lines["train"], judged)
-                print(f"\n{len(judged):,} validation examples:\n\n{table(rows)}")
+                rows = beside_baselines(numbers, start.task, start.lines["train"], judged["val"])
+                print(f"\n{len(judged['val']):,} validation examples:\n\n{table(rows)}")
             return
         make_room(config, world, resumed)
         with Report(config, model, world, resumed) as report:
@@ -480,8 +476,7 @@ def main():
         world.wait()  # until the best checkpoint is written
         if progress.is_over(config):
             finish(start, config, world)
-        asked = dataclasses.replace(config, task=start.metadata["task"]["task"])
-        print(farewell(progress, asked, short_start(start)))
+        print(farewell(progress, config, start.metadata["task"]["task"], short_start(start)))
 
 
 if __name__ == "__main__":

@@ -143,9 +143,9 @@ def split_by_hash(lines, shares, test, path):
     """Split the lines by hash: {"train", "val", "test"}. Equal lines always stay together, and so
     do pairs of answers to the same question.
     """
-    keys, things = [hash_of(line) for line in lines], "examples"
-    if "chosen" in lines[0]:
-        keys, things = [hash_of(line["messages"]) for line in lines], "questions"
+    are_pairs = "chosen" in lines[0]
+    things = "questions" if are_pairs else "examples"
+    keys = [hash_of(line["messages"] if are_pairs else line) for line in lines]
     ranked = sorted(set(keys))
     n_val, n_test = (max(1, round(share * len(ranked))) if share else 0 for share in shares)
     if len(ranked) <= n_val + n_test:
@@ -413,35 +413,34 @@ def preference_line(record, where):
         talks += [turns[:-1]] if turns[:-1] else []
     if len(talks) == 2 and talks[0] != talks[1]:
         raise SystemExit(f"{where}: chosen and rejected do not answer the same conversation")
-    asked = {} if talks else prompt_of(record, where)
-    messages = with_system(talks[0] if talks else asked.pop("messages"), record, where)
+    messages, prompt = (talks[0], None) if talks else asked_in(record, where)
+    messages = with_system(messages, record, where)
     if messages[-1]["role"] != "user":
         raise SystemExit(f"{where}: the last message before the answers must be the user's")
-    is_whole = is_alpaca(record) or len(messages) == 1
-    return {"messages": messages} | (asked if is_whole else {}) | answers
+    says_it_all = prompt is not None and (is_alpaca(record) or len(messages) == 1)
+    return {"messages": messages} | ({"prompt": prompt} if says_it_all else {}) | answers
 
 
-def prompt_of(record, where):
-    """{"messages", "prompt"} of what the answers of a pair reply to; a prompt where that is a text,
-    as `completion_line` has it.
+def asked_in(record, where):
+    """(messages, prompt) that the answers of a pair reply to; no prompt (None) unless it is given
+    as text.
     """
     if is_alpaca(record):
-        as_answered = record | {"output": ""}
-        asked = {"messages": chat_line(as_answered, where)["messages"][:-1]}
-        if not record.get("history"):
-            asked["prompt"] = completion_line(as_answered, where)["prompt"]
-        return asked
+        answered = record | {"output": ""}
+        *messages, _ = chat_line(answered, where)["messages"]
+        is_talk = record.get("history")
+        return messages, None if is_talk else completion_line(answered, where)["prompt"]
     for name in ("prompt", "messages", "conversations"):
         messages = in_messages(record.get(name), where)
         if messages:
-            return {"messages": messages}
+            return messages, None
     if record.get("prompt") is None:
         raise SystemExit(
             f"{where}: no field 'prompt', {what_is_there(record, 'prompt', 'preference')}; where "
             "the answers begin with the prompt, split it off"
         )
     prompt = text(record, "prompt", where)
-    return {"messages": [{"role": "user", "content": prompt}], "prompt": prompt}
+    return [{"role": "user", "content": prompt}], prompt
 
 
 def with_system(messages, record, where):

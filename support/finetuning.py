@@ -20,6 +20,7 @@ from support.config import typed_options
 from support.examples import open_examples
 from support.labelling import is_chinese_word
 from support.metrics import cut
+from support.report import show_shift
 from support.starting_point import check_tokenizer, model_part, tell_changes
 from support.tasks import Task, open_task
 from support.token_files import Dataset, open_dataset
@@ -67,7 +68,7 @@ def begin_anew(config, dtype):
         "model_config": dataclasses.asdict(model.config),
         "tokenizer": tokenizer.to_dict(),
         "data": data,
-        "task": describe_answers(config, task, lines, in_chat),
+        "task": describe_answers(config, task, lines),
         "method": describe_method(config, base),
     }
     return config, Start(model, task, lines, dataset, metadata)
@@ -144,11 +145,9 @@ def describe_examples(config, lines, documents):
     }
 
 
-def describe_answers(config, task, lines, in_chat):
+def describe_answers(config, task, lines):
     """What a checkpoint stores about the task: everything needed to answer."""
-    kind = config.task
-    if kind == "preference":  # answers are asked for as before
-        kind = "chat" if in_chat else "completion"
+    kind = task.asked_as or config.task
     answers = {"task": kind, "generative": config.generative, "labels": list(task.labels)}
     if config.task == "tagging":
         words = chain.from_iterable(line["tokens"] for line in lines["train"])
@@ -200,8 +199,8 @@ def start_from(config, dtype):
             f"{model.config.vocab_size}; leave it out"
         )
     documents = checkpoint["data"].get("train_documents", 0)
-    in_chat = config.task == "preference" and converses(tokenizer, checkpoint)
-    in_chat = in_chat or config.task == "chat"
+    keeps_form = config.task == "preference"  # in which the base is asked
+    in_chat = config.task == "chat" or (keeps_form and converses(tokenizer, checkpoint))
     if in_chat:
         tokenizer, documents = for_chat(tokenizer), 0  # the chat template says how a text begins
     if tokenizer.vocab_size > model.config.vocab_size and config.method != "full":
@@ -313,6 +312,14 @@ def show_examples(task, lines, examples, counts, config):
         print(f"{counts['without a target']:,} {task.nothing} and are left out")
     if len(lines["test"]) < FEW_TESTS:
         print(f"{len(lines['test'])} test examples are too few to tell a good model from a bad one")
+
+
+def show_example(task, batch):
+    """Print what the first example of a batch teaches: each input above its target."""
+    for title, shown in task.to_show(batch).items():
+        if title:
+            print(f"  {title}")
+        show_shift(shown, task.tokenizer, task.labels)
 
 
 def tell_few_steps(config, n):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from model import IGNORED
 
-SHORTEST_PROMPT = 16  # tokens that long answers leave of it, in a context of at least 32
+SHORTEST_PROMPT = 16  # tokens of a prompt that a long answer leaves in a context of at least 32
 
 
 class Pair(NamedTuple):

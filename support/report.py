@@ -164,9 +164,11 @@ def as_json_has_it(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def farewell(progress, config, start="…"):
-    """Why the run ended, and what to type next; `start` is a prompt for its task."""
-    task, place = getattr(config, "task", None), f"--out_dir={config.out_dir}"
+def farewell(progress, config, task=None, start="…"):
+    """Why the run ended, and what to type next: with a fine-tuned model, as its `task` is asked,
+    for which `start` is a prompt.
+    """
+    place = f"--out_dir={config.out_dir}"
     script = "train.py" if task is None else "finetune.py"
     resume = f"python {script} --init_from=resume {place}"
     if progress.step >= config.max_iters:
@@ -411,7 +413,7 @@ def memory_parts(model, config, world, length, rows=1):
     one, two = (saved_bytes(model, world, sequences, length) for sequences in (1, 2))
     sequences, vocab_size = config.batch_size * rows, model.head.out_features
     scored = sequences * length
-    if model.fused_loss and rows == 1:
+    if model.fused_loss and rows == 1:  # pairs are scored all at once
         scored = min(scored, rows_per_piece(vocab_size, world.device))
     return {
         "PyTorch": PYTORCH_BYTES,

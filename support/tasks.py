@@ -18,7 +18,7 @@ differs, add the class to TASKS, and add a function that checks a line to LINES
 """
 
 import math
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
@@ -47,6 +47,7 @@ from support.chat import (
 from support.examples import hash_of
 from support.labelling import LABEL, pieces
 from support.metrics import (
+    ROUNDING,
     choice_numbers,
     class_numbers,
     class_report,
@@ -55,9 +56,8 @@ from support.metrics import (
     entity_report,
     preference_numbers,
     text_numbers,
-    wins,
 )
-from support.preference import Pair, batch_of_pairs, preferring, row_of
+from support.preference import SHORTEST_PROMPT, Pair, batch_of_pairs, preferring, row_of
 from support.tokenizer_files import tokens_before
 
 ANSWERED_AT_ONCE = 64  # lines per batch
@@ -69,7 +69,6 @@ UNSPACED = r"\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\u3000-\u303f\uff01-\uff65
 NO_SPACE_BEHIND = regex.compile(rf"([{UNSPACED}(\[{{“‘]|(^|[\s(\[])[\"'])$")
 NO_SPACE_BEFORE = regex.compile(rf"[{UNSPACED}.,;:!?)\]}}’”%…]")
 SHOWN_AFTER = 5  # seconds: what takes longer has a progress bar
-SHORTEST_PROMPT = 16  # tokens of a prompt that a long answer leaves in a context of at least 32
 
 
 class Example(NamedTuple):
@@ -100,6 +99,7 @@ class Task:
     noisy_field = None  # the field that random changes apply to
     labels = ()
     splits = False  # whether `examples` itself splits long lines
+    asked_as = None  # the task that says how the model is asked afterwards, if not this one
     rows = 1  # of an example in a batch
     cut = "their beginning is cut off"  # what happens to examples that are too long
     nothing = "have no target"  # what is the matter with those that teach nothing
@@ -123,6 +123,10 @@ class Task:
     def encode(self, text):
         """The tokens of a text, as a list."""
         return self.tokenizer.encode(text).tolist()
+
+    def begun(self, text):
+        """The tokens of a text that begins, at least one."""
+        return [*self.first, *self.encode(text)] or [0]
 
     def examples(self, line):
         """The Examples of a line, of any length."""
@@ -198,7 +202,7 @@ class Completion(Task):
 
     def asked(self, line):
         """The tokens of the prompt."""
-        return [*self.first, *self.encode(self.pair(line)[0])] or [0]
+        return self.begun(self.pair(line)[0])
 
     def room(self, line):
         """How many tokens of the prompt training keeps beside the right answer; at least 1."""
@@ -272,6 +276,7 @@ class Preference(Task):
     is how much larger the log-probability is than the base's.
     """
 
+    asked_as = "completion"
     rows = 2
     cut = "the beginning of the prompt and the end of long answers are cut off"
     nothing = "have equal answers, as far as they fit"
@@ -280,7 +285,7 @@ class Preference(Task):
         super().__init__(config, tokenizer, first, lines)
         if config.long == "chunk":
             raise SystemExit("long=chunk would tear pairs of answers apart: leave it out")
-        for split, some in (lines or {}).items():
+        for split, some in lines.items():
             if all(line["chosen"] == line["rejected"] for line in some):
                 raise SystemExit(f"{config.dataset}: all {split} examples have equal answers")
         # Key of a line -> the log-probabilities of its answers, once the base was asked.
@@ -311,7 +316,7 @@ class Preference(Task):
 
     def asked(self, line):
         """The tokens of the prompt, at least one."""
-        return [*self.first, *self.encode(self.question(line))] or [0]
+        return self.begun(self.question(line))
 
     def answer(self, line, which):
         """The tokens of an answer, including its end. A text goes on as it is; what was a message
@@ -322,7 +327,7 @@ class Preference(Task):
 
     def examples(self, line):
         both = (self.answer(line, which) for which in ("chosen", "rejected"))
-        return [Pair(self.asked(line), *both, hash_of(line).hex())]
+        return [Pair(self.asked(line), *both, key_of(line))]
 
     def batch(self, examples, pack=False, hide_padding=False):
         return batch_of_pairs(examples, self.of_base)
@@ -333,9 +338,10 @@ class Preference(Task):
     def begin(self, model, lines, remembered, world):
         preferring(model, self.config.preference_beta)
         self.precision = world.precision  # that of training, whose rounding would count otherwise
+        by_key = {key_of(line): line for line in chain(*lines.values())}
         if "of_base" in remembered:
             self.of_base = remembered["of_base"]
-            if any(hash_of(line).hex() not in self.of_base for line in chain(*lines.values())):
+            if by_key.keys() - self.of_base.keys():
                 raise SystemExit(
                     f"{self.config.dataset} has other pairs than when this run began: start a new "
                     "one with --init_from=BASE"
@@ -345,15 +351,13 @@ class Preference(Task):
             print("compared with itself; --init_from=resume compares a run with its base")
         else:
             print("what the model finds likely before it is trained…")
-        different = list({hash_of(line): line for line in chain(*lines.values())}.values())
+        mine = list(by_key)[world.rank :: world.size]
         with torch.no_grad():
             model.eval()
-            found = world.gather(self.log_probabilities(model, different[world.rank :: world.size]))
+            scores = self.log_probabilities(model, [by_key[key] for key in mine])
             model.train()
-        for first, of_process in enumerate(found):
-            for line, scores in zip(different[first :: world.size], of_process):
-                self.of_base[hash_of(line).hex()] = scores
-        remembered["of_base"] = self.of_base = dict(self.of_base)
+        found = world.gather(dict(zip(mine, scores)))
+        remembered["of_base"] = self.of_base = dict(ChainMap(*found))
 
     def log_probabilities(self, model, lines):
         """[[that of the chosen answer, that of the rejected one], …] in nats."""
@@ -367,10 +371,10 @@ class Preference(Task):
     def answers(self, model, lines):
         answers = []
         for line, scores in zip(lines, self.log_probabilities(model, lines)):
-            gains = [mine - base for mine, base in zip(scores, self.of_base[hash_of(line).hex()])]
+            gains = [mine - base for mine, base in zip(scores, self.of_base[key_of(line)])]
             # Before training there is no gain: then the likelier one is shown.
-            better, worse = scores if wins(gains[0] - gains[1]) == 0.5 else gains
-            choice = line["chosen" if better >= worse else "rejected"]
+            chosen, rejected = scores if abs(gains[0] - gains[1]) < ROUNDING else gains
+            choice = line["chosen" if chosen >= rejected else "rejected"]
             answers.append({"choice": choice, "gains": gains, "log_probabilities": scores})
         return answers
 
@@ -381,17 +385,20 @@ class Preference(Task):
         return preference_numbers(answers, self.config.preference_beta)
 
     def guesses(self, train, lines):
-        of_base = [self.of_base[hash_of(line).hex()] for line in lines]
         return {
             "the longer answer": [
                 {"gains": [len(line[which]) for which in ("chosen", "rejected")]} for line in lines
             ],
-            "what the base finds likelier": [{"gains": scores} for scores in of_base],
+            "what the base finds likelier": [
+                {"gains": self.of_base[key_of(line)]} for line in lines
+            ],
         }
 
 
 class PreferenceInChat(Preference):
     """The same for a model that converses: the answers are the assistant's, in its template."""
+
+    asked_as = "chat"
 
     def check(self, line):
         self.check_answers(line)
@@ -403,6 +410,11 @@ class PreferenceInChat(Preference):
         messages = [*line["messages"], {"role": "assistant", "content": line[which]}]
         tokens, learned = conversation_to(messages, len(messages) - 1, self.tokenizer)
         return [token for token, is_learned in zip(tokens, learned) if is_learned]
+
+
+def key_of(line):
+    """What stands for a line in a checkpoint."""
+    return hash_of(line).hex()
 
 
 class Choice(Task):
@@ -434,19 +446,21 @@ class Choice(Task):
         """The tokens of the prompt, at least one, behind some that are solved. Spaces at its end
         belong to the choices: there a token of a word begins.
         """
-        asked = line["prompt"].rstrip(" ")
         shots = [shot for shot in self.shots if shot != line][: self.config.shots]
-        text = "".join(self.solved(shot) + BETWEEN_SHOTS for shot in shots) + asked
-        return [*self.first, *self.encode(text)] or [0]
+        solved = (self.asked(shot) + self.continued(shot, self.right(shot)) for shot in shots)
+        return self.begun(BETWEEN_SHOTS.join([*solved, self.asked(line)]))
 
-    def solved(self, line):
-        """The prompt with its right choice, as text."""
-        asked = line["prompt"].rstrip(" ")
-        return asked + continuing(asked, self.right(line))
+    def asked(self, line):
+        """The prompt as text."""
+        return line["prompt"].rstrip(" ")
+
+    def continued(self, line, choice):
+        """A choice as text, as it continues the prompt."""
+        return continuing(self.asked(line), choice)
 
     def choice(self, line, choice):
         """The tokens of a choice, as it continues the prompt."""
-        return self.encode(continuing(line["prompt"].rstrip(" "), choice))
+        return self.encode(self.continued(line, choice))
 
     def examples(self, line):
         prompt, choice = self.prompt(line), self.choice(line, self.right(line))
@@ -513,7 +527,7 @@ class Classification(Labelled, Task):
         self.labels = self.classes = classes_of(lines, config)
 
     def tokens(self, line):
-        return [*self.first, *self.encode(line["text"])] or [0]
+        return self.begun(line["text"])
 
     def examples(self, line):
         label, size = self.labels.index(line["label"]), self.config.block_size

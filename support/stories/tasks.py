@@ -422,7 +422,7 @@ def preference(story, pick, counts):
     if not first or first[0] == blue or story.text[: first.start()].endswith(" an "):
         return []
     told, rest = story.text[: first.start()], story.text[first.start() :]
-    in_blue = colours(language).sub(lambda found: {first[0]: blue}.get(found[0], found[0]), rest)
+    in_blue = colours(language).sub(lambda word: blue if word[0] == first[0] else word[0], rest)
     chosen, rejected = (completion(told, text, language)["completion"] for text in (in_blue, rest))
     return [{"prompt": told.rstrip(" "), "chosen": chosen, "rejected": rejected}]
 
