@@ -244,6 +244,8 @@ def to_gguf(config):
     options = "" if converses(tokenizer, checkpoint) else ' -no-cnv -p "Once"'
     print(f"{config.out} is written, its matrices in {kind}; to use it: ", end="")
     print(f"llama-cli -m {config.out}{options}")
+    if tokenizer.prefix and not tokenizer.prefixes_each:
+        print("llama.cpp puts a space behind each special token, this tokenizer only before a text")
     if model.config.mlp == "gelu":
         print("llama.cpp approximates GELU by tanh, this model is exact: they will differ slightly")
 

@@ -422,8 +422,11 @@ def encode(tokenizer, dtype, batch):
     """
     first, last = ([] if t is None else [t] for t in (tokenizer.bos, tokenizer.eot))
     parts, tallies = {"train": [], "val": []}, {"train": Counter(), "val": Counter()}
+    inside = {}  # whether the first piece of a split continues a document
     for piece in batch:
         text = tokenizer.known(piece.text)
+        if not piece.ends:
+            inside.setdefault(piece.split, not piece.starts)
         parts[piece.split] += last if piece.ends else [*(first if piece.starts else []), text]
         tally = tallies[piece.split]
         tally["bytes"] += len(text.encode())
@@ -433,7 +436,8 @@ def encode(tokenizer, dtype, batch):
         tally["bits"] += piece.bits
     encoded = {}
     for split in parts:
-        tokens = as_ids(tokenizer.encode_all(parts[split]), tokenizer, dtype)
+        tokens = tokenizer.encode_all(parts[split], inside.get(split))
+        tokens = as_ids(tokens, tokenizer, dtype)
         tallies[split]["tokens"] = len(tokens)
         encoded[split] = (tokens, tallies[split])
     return encoded

@@ -404,11 +404,13 @@ class TextStream:
     """Decodes the tokens of one text into characters as soon as they are certain.
 
     A character may span several tokens, and the beginning of a stop text may turn out to be
-    something else: both are held back until a later token decides. `ends` are tokens to stop at.
+    something else: both are held back until a later token decides. `ends` are tokens to stop at;
+    begins: what is decoded is the beginning of a text, before which some tokenizers put a space.
     """
 
-    def __init__(self, tokenizer, stop=(), ends=()):
+    def __init__(self, tokenizer, stop=(), ends=(), begins=False):
         self.tokenizer, self.stop, self.ends = tokenizer, [text for text in stop if text], ends
+        self.prefix = tokenizer.prefix if begins else ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
         self.ended = False
@@ -420,6 +422,8 @@ class TextStream:
         if token in self.ends:
             return self.finish()
         self.held += self.decoder.decode(self.tokenizer.token_bytes(token))
+        if self.prefix and self.held:
+            self.held, self.prefix = self.held.removeprefix(self.prefix), ""
         found = [self.held.index(stop) for stop in self.stop if stop in self.held]
         if found:
             self.ended, self.held = True, self.held[: min(found)]
@@ -462,7 +466,7 @@ def text_of(model, tokenizer, prompt, max_new_tokens, seed):
     """One continuation of the tokens `prompt`, as a string: to look at while training."""
     config = SampleConfig(max_new_tokens=max_new_tokens)
     steps = steps_of(Context(model), tokenizer, [prompt], config, seed)
-    return "".join(streamed(steps, TextStream(tokenizer, ends=[tokenizer.eot])))
+    return "".join(streamed(steps, TextStream(tokenizer, ends=[tokenizer.eot], begins=True)))
 
 
 def streamed(steps, stream):
@@ -503,7 +507,8 @@ def write_samples(context, tokenizer, start, prompt, config, out):
     prompt is `start` in tokens. Returns the number of tokens generated.
     """
     ends = [tokenizer.eot] if config.until_eot else []
-    streams = [TextStream(tokenizer, config.stop, ends) for _ in range(config.num_samples)]
+    begins = not start
+    streams = [TextStream(tokenizer, config.stop, ends, begins) for _ in range(config.num_samples)]
     texts, made, written = [start for _ in streams], 0, 0
     prompts = [prompt] * config.num_samples
     for tokens in steps_of(context, tokenizer, prompts, config, config.seed):
@@ -539,7 +544,7 @@ def converse(model, tokenizer, config, out):
             print(error, file=sys.stderr)
             said.pop()
             continue
-        stream = TextStream(tokenizer, config.stop, ends)
+        stream = TextStream(tokenizer, config.stop, ends, begins=True)
         answer = write_answer(context, stream, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
 

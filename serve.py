@@ -150,7 +150,8 @@ class Writer:
         """
         config = settings_for(request, self.config)
         prompt, ends = self.chat_prompt(request) if in_chat else self.text_prompt(request)
-        stream = TextStream(self.tokenizer, config.stop, ends)
+        begins = in_chat or not request["prompt"]
+        stream = TextStream(self.tokenizer, config.stop, ends, begins)
         n_read, made = min(len(prompt), self.block_size), 0
 
         def part(text, reason=None):

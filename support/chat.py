@@ -74,15 +74,22 @@ def shielded(text, special):
     return text
 
 
-def tokens_of(text, tokenizer):
-    """The tokens of a text, with special tokens encoded as themselves."""
+def tokens_of(text, tokenizer, before=()):
+    """The tokens of a text, with special tokens encoded as themselves; it continues those before.
+
+    A tokenizer that puts a space before a text does so at the beginning of all and, some of them,
+    behind every special token.
+    """
     marks = sorted(tokenizer.special_tokens, key=len, reverse=True)
+    begins = set(tokenizer.special_tokens.values()) if tokenizer.prefixes_each else ()
     tokens = []
     for part in re.split("(" + "|".join(map(re.escape, marks)) + ")", text):
         if part in tokenizer.special_tokens:
             tokens.append(tokenizer.special_tokens[part])
         elif part:
-            tokens += tokenizer.encode(part.replace(GUARD, "")).tolist()
+            last = [*before[-1:], *tokens[-1:]]
+            inside = bool(last) and last[-1] not in begins
+            tokens += tokenizer.encode(part.replace(GUARD, ""), inside).tolist()
     return tokens
 
 
@@ -125,13 +132,14 @@ def with_learned(text, spans, tokenizer):
     special = set(tokenizer.special_tokens.values())
     tokens, learned, place = [], [], 0
     for start, end in spans:
-        given, said = tokens_of(text[place:start], tokenizer), tokens_of(text[start:end], tokenizer)
+        given = tokens_of(text[place:start], tokenizer, tokens)
+        said = tokens_of(text[start:end], tokenizer, tokens + given)
         marks = [i for i, token in enumerate(said) if token in special]
         n = marks[-1] + 1 if marks else len(said)
         tokens += given + said
         learned += [False] * len(given) + [True] * n + [False] * (len(said) - n)
         place = end
-    rest = tokens_of(text[place:], tokenizer)
+    rest = tokens_of(text[place:], tokenizer, tokens)
     return tokens + rest, learned + [False] * len(rest)
 
 

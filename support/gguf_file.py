@@ -11,6 +11,7 @@ from model import rotary_frequencies
 from support.chat import final_token
 from support.files import replacing
 from support.huggingface import Unfit, their_config, weights_to_write
+from support.sentencepiece import BYTES, is_plain
 from support.tokenizer import GPT2_PATTERN
 from support.tokenizer_files import DIGITS_PATTERN, as_text, merges_of
 from support.weights import GGUF, GGUF_GPT2, place_of, put
@@ -83,27 +84,22 @@ def describe_model(writer, config, name, kind):
 
 
 def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
-    """Write the vocabulary, its merges and the roles of its special tokens."""
+    """Write the vocabulary, how it is merged and the roles of its special tokens."""
     if tokenizer is None:
         raise Unfit("it has no tokenizer, without which llama.cpp cannot run it")
     if tokenizer.kind in ("char", "byte"):
         raise Unfit(f"llama.cpp has no tokenizer of single {tokenizer.kind}s; use --tokenizer=bpe")
-    if tokenizer.pattern not in PATTERNS:
-        raise Unfit("its tokenizer splits text into words by a pattern unknown to llama.cpp")
     special = {i: text for text, i in tokenizer.special_tokens.items()}
     spare = {i: f"[PAD{i}]" for i in range(vocab_size)}  # rows of the model without a token
-    ordinary = {i: as_text(part) for part, i in tokenizer.ranks.items()}
-    tokens = spare | ordinary | special
     added = {
         i: kinds.USER_DEFINED if text in tokenizer.ordinary else kinds.CONTROL
         for i, text in special.items()
     }
-    normal = dict.fromkeys(ordinary, kinds.NORMAL) | added
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PATTERNS[tokenizer.pattern])
+    describe = describe_sentencepiece if tokenizer.kind == "sentencepiece" else describe_byte_pairs
+    ordinary, types = describe(writer, tokenizer, vocab_size, kinds)
+    tokens, types = spare | ordinary | special, types | added
     writer.add_token_list([tokens[i] for i in range(vocab_size)])
-    writer.add_token_types([normal.get(i, kinds.UNUSED) for i in range(vocab_size)])
-    writer.add_token_merges([f"{as_text(a)} {as_text(b)}" for a, b in merges_of(tokenizer)])
+    writer.add_token_types([types.get(i, kinds.UNUSED) for i in range(vocab_size)])
     writer.add_add_bos_token(bos is not None)
     if bos is not None:
         writer.add_bos_token_id(bos)
@@ -111,6 +107,36 @@ def describe_tokenizer(writer, tokenizer, vocab_size, bos, kinds):
         writer.add_eos_token_id(final_token(tokenizer))
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def describe_byte_pairs(writer, tokenizer, vocab_size, kinds):
+    """How a byte-level encoding splits and merges; {id: text} and {id: kind} of its tokens."""
+    if tokenizer.pattern not in PATTERNS:
+        raise Unfit("its tokenizer splits text into words by a pattern unknown to llama.cpp")
+    ordinary = {i: as_text(part) for part, i in tokenizer.ranks.items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PATTERNS[tokenizer.pattern])
+    writer.add_token_merges([f"{as_text(a)} {as_text(b)}" for a, b in merges_of(tokenizer)])
+    return ordinary, dict.fromkeys(ordinary, kinds.NORMAL)
+
+
+def describe_sentencepiece(writer, tokenizer, vocab_size, kinds):
+    """The same for SentencePiece's: a token's score is higher the earlier it is merged."""
+    if not is_plain(tokenizer.content):
+        raise Unfit("its tokenizer changes text in a way unknown to llama.cpp")
+    model, scores = tokenizer.content["model"], {}
+    for rank, merge in enumerate(model["merges"]):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        scores.setdefault(tokenizer.ids.get("".join(pair)), -float(rank))
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([scores.get(i, -float(len(scores))) for i in range(vocab_size)])
+    writer.add_add_space_prefix(bool(tokenizer.prefix))
+    unknown = tokenizer.ids.get(model.get("unk_token"))
+    if unknown is not None:
+        writer.add_unk_token_id(unknown)
+    types = {i: kinds.BYTE if t in BYTES else kinds.NORMAL for i, t in tokenizer.texts.items()}
+    return tokenizer.texts, types
 
 
 def add_tensor(writer, name, numbers, kind, gguf):

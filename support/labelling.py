@@ -51,7 +51,8 @@ def word_tokens(words, tokenizer):
     tokens, ends = [], []
     for gap, word in zip(gaps(words), words):
         # A word without any known character is one token too, as each has its own tag.
-        tokens += tokenizer.encode(tokenizer.known(gap + word)).tolist() or [0]
+        known = tokenizer.known(gap + word)
+        tokens += tokenizer.encode(known, inside=bool(tokens)).tolist() or [0]
         ends.append(len(tokens) - 1)
     return tokens, ends
 

@@ -120,9 +120,9 @@ class Task:
             if self.tokenizer.known(text) != text:
                 self.tokenizer.encode(text)  # raises, with the characters that are unknown
 
-    def encode(self, text):
-        """The tokens of a text, as a list."""
-        return self.tokenizer.encode(text).tolist()
+    def encode(self, text, inside=False):
+        """The tokens of a text, as a list; `inside`: it continues another one."""
+        return self.tokenizer.encode(text, inside).tolist()
 
     def begun(self, text):
         """The tokens of a text that begins, at least one."""
@@ -191,14 +191,19 @@ class Completion(Task):
         return self.pair(line)
 
     def examples(self, line):
-        prompt, completion = map(self.encode, self.pair(line))
-        prompt, completion = [*self.first, *prompt], [*completion, *self.end]
+        prompt = [*self.first, *self.encode(self.pair(line)[0])]
+        completion = [*self.completion(line), *self.end]
         learned = [False] * len(prompt) + [True] * len(completion)
         return [shifted(prompt + completion, learned)]
 
+    def completion(self, line):
+        """The tokens of the completion, without its end."""
+        prompt, completion = self.pair(line)
+        return self.encode(completion, inside=bool(prompt))
+
     def length(self, line):
         """The number of tokens in the correct answer, including its end."""
-        return len(self.encode(self.pair(line)[1])) + 1
+        return len(self.completion(line)) + 1
 
     def asked(self, line):
         """The tokens of the prompt."""
@@ -322,8 +327,9 @@ class Preference(Task):
         """The tokens of an answer, including its end. A text goes on as it is; what was a message
         begins with a space, where its language has spaces.
         """
-        text = line[which] if "prompt" in line else continuing(self.question(line), line[which])
-        return [*self.encode(text), *self.end]
+        question = self.question(line)
+        text = line[which] if "prompt" in line else continuing(question, line[which])
+        return [*self.encode(text, inside=bool(question)), *self.end]
 
     def examples(self, line):
         both = (self.answer(line, which) for which in ("chosen", "rejected"))
@@ -460,7 +466,7 @@ class Choice(Task):
 
     def choice(self, line, choice):
         """The tokens of a choice, as it continues the prompt."""
-        return self.encode(self.continued(line, choice))
+        return self.encode(self.continued(line, choice), inside=bool(self.asked(line)))
 
     def examples(self, line):
         prompt, choice = self.prompt(line), self.choice(line, self.right(line))

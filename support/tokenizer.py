@@ -1,5 +1,8 @@
 """Text to token ids and back: by characters, by bytes, by byte-pair encoding (ours and others').
 
+Every tokenizer has the methods of `CharTokenizer`. Where a text that is encoded continues another
+one, it is `inside`: Llama 2's tokenizer (support/sentencepiece.py) puts no space before it then.
+
 A byte-pair encoding starts from the 256 bytes and has a list of merges: "these two neighbours
 become one new token". `train_bpe` learns them, and is worth reading; applying them is left to
 `tiktoken`. With no merges it is the byte tokenizer; GPT-2's 50,000 use the same class.
@@ -63,6 +66,7 @@ class CharTokenizer:
     kind = "char"
     bos = chat_template = None
     ordinary = frozenset()
+    prefix, prefixes_each = "", False
 
     def __init__(self, characters, special_tokens):
         """`characters` in the order of their ids, from 0 on; `special_tokens` maps text to id."""
@@ -74,7 +78,7 @@ class CharTokenizer:
         self.table = np.full(CODE_POINTS, UNKNOWN, np.uint32)
         self.table[code_points(characters)] = np.arange(len(characters))
 
-    def encode(self, text):
+    def encode(self, text, inside=False):
         """The ids, uint32 (T,). Raises ValueError that lists all unknown characters."""
         tokens = self.table[code_points(text)]
         if (tokens == UNKNOWN).any():
@@ -86,7 +90,7 @@ class CharTokenizer:
             )
         return tokens
 
-    def encode_all(self, parts):
+    def encode_all(self, parts, inside=False):
         """The concatenated ids of many texts, uint32; an int among them is a token id."""
         return one_by_one(self, parts)
 
@@ -118,6 +122,8 @@ class BytePairTokenizer:
     `ranks` maps the bytes of each token to its id; of two possible merges, the lower id goes first.
     """
 
+    prefix, prefixes_each = "", False
+
     def __init__(
         self,
         kind,
@@ -146,12 +152,12 @@ class BytePairTokenizer:
             kind, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=special_tokens
         )
 
-    def encode(self, text):
+    def encode(self, text, inside=False):
         """The ids, uint32 (T,). Text that looks like a special token is encoded as text."""
         parts = [self.encode_piece(piece) for piece in cut([text])]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 
-    def encode_all(self, parts):
+    def encode_all(self, parts, inside=False):
         """The concatenated ids of many texts, uint32; an int among them is a special token's id.
 
         Texts separated by such a token are encoded in one call: a thread in `tiktoken` runs without
@@ -403,6 +409,12 @@ def tokenizer_from_dict(saved):
     """The tokenizer that `to_dict` saved."""
     if saved.get("kind") == "char":
         return CharTokenizer(saved["characters"], saved["special_tokens"])
+    if saved.get("kind") == "sentencepiece":
+        from support.sentencepiece import SentencePieceTokenizer  # here, as it imports this module
+
+        return SentencePieceTokenizer(
+            saved["content"], saved["eot"], saved["bos"], saved["chat_template"]
+        )
     if "ranks" not in saved:
         raise ValueError(f"a tokenizer of kind {saved.get('kind')!r} is not supported")
     lines = (line.split() for line in saved["ranks"].splitlines())
@@ -466,6 +478,6 @@ def visible(tokenizer, token):
     """A token as text with visible blanks; bytes that are a part of a character as numbers."""
     if tokenizer is None:
         return str(token)
-    text = tokenizer.decode([token])
+    text = tokenizer.token_bytes(token).decode("utf-8", "replace")
     is_part = "\ufffd" in text
     return f"<{tokenizer.token_bytes(token).hex(' ')}>" if is_part else text.translate(VISIBLE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import regex
 
 from support.files import read_json
+from support.sentencepiece import SentencePieceTokenizer
 from support.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -159,7 +160,11 @@ def read_tokenizer(folder):
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return tokenizer_from_pair(folder)
     if (folder / "tokenizer.model").is_file():
-        raise ValueError("its tokenizer is SentencePiece's; only byte-level BPE is supported")
+        raise ValueError(
+            "its tokenizer is in a tokenizer.model alone; transformers writes the tokenizer.json "
+            f"that is read here: AutoTokenizer.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r}) (pip install transformers sentencepiece)"
+        )
     return None
 
 
@@ -226,9 +231,11 @@ def tokenizer_from_huggingface(content):
         tokenizer = CharTokenizer(characters_of(model["vocab"]), special_tokens)
         tokenizer.bos = bos
         return tokenizer
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        kind = "SentencePiece-like BPE" if model.get("byte_fallback") else model.get("type")
-        raise ValueError(f"its model is {kind}; only byte-level BPE is supported")
+    if model.get("type") != "BPE":
+        raise ValueError(f"its model is {model.get('type')}; only BPE is supported")
+    eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
+    if model.get("byte_fallback"):
+        return SentencePieceTokenizer(content, eot, bos)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise ValueError(f"its model sets {option}={model[option]!r}, which is not supported")
@@ -242,7 +249,6 @@ def tokenizer_from_huggingface(content):
     if len(set(ids)) < len(ids) or min(ids) < 0:
         raise ValueError("two of its tokens share an id, or one has a negative id")
     check_merges(ranks, [merge_of(line) for line in model["merges"]], model.get("ignore_merges"))
-    eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
     pattern = split_pattern(content.get("pre_tokenizer") or {})
     ordinary = [token["content"] for token in added if not token.get("special", True)]
     return BytePairTokenizer(
@@ -372,7 +378,10 @@ def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
         | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
         for i, text in sorted(special.items())
     ]
-    parts = char_parts(tokenizer) if tokenizer.kind == "char" else byte_pair_parts(tokenizer)
+    if tokenizer.kind == "sentencepiece":
+        parts = tokenizer.content | {"post_processor": None}
+    else:
+        parts = char_parts(tokenizer) if tokenizer.kind == "char" else byte_pair_parts(tokenizer)
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
     if bos is not None:
         whole["post_processor"] = template(special[bos], bos)

@@ -285,10 +285,10 @@ def test_hostile_files_give_one_sentence_and_execute_nothing(tmp_path, monkeypat
     assert not Path("executed").exists()
 
 
-def test_a_sentencepiece_tokenizer_is_refused_with_a_sentence(tmp_path):
+def test_a_tokenizer_in_sentencepieces_own_format_is_refused_with_a_sentence(tmp_path):
     reference("llama").save_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
-    with pytest.raises(SystemExit, match="SentencePiece"):
+    with pytest.raises(SystemExit, match=r"in a tokenizer\.model alone.*save_pretrained"):
         read_model(tmp_path)
 
 

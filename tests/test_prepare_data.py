@@ -524,7 +524,7 @@ def test_a_folder_without_text_is_named_and_changes_nothing(older):
 class Faulty(BytePairTokenizer):
     """Gives an id that it does not have."""
 
-    def encode_all(self, parts):
+    def encode_all(self, parts, inside=False):
         return np.full(len(parts), 70_000, np.uint32)
 
 
