@@ -33,6 +33,7 @@ OURS = (
 ).split()
 LETTERS = "ABCDEFGHIJ"  # of choices, as columns of a table or as a label
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names for the roles
+VAL_FRACTION = 0.1  # FinetuneConfig's default
 SPLITS = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "dev", "testa"),
@@ -64,7 +65,9 @@ FIELDS = (
 )
 
 
-def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encoding="utf-8"):
+def open_examples(
+    path, task, format="auto", fields=(), val_fraction=VAL_FRACTION, encoding="utf-8"
+):
     """{"train": lines, "val": lines, "test": lines} from a file, or from a folder with a file each.
 
     A line is a dict of the fields that `task` reads. A single file is split by the hash of its
@@ -82,6 +85,10 @@ def open_examples(path, task, format="auto", fields=(), val_fraction=0.1, encodi
     if val_fraction == 1:
         some = found.get("val") or found.get("test") or found["train"]
         found = {split: found.get(split, some) for split in SPLITS}
+    elif "val" in found and val_fraction != VAL_FRACTION:
+        raise SystemExit(
+            f"val_fraction={val_fraction}: {path} has validation examples of its own; leave it out"
+        )
     if "val" not in found:
         shares = (val_fraction, 0.0 if "test" in found else val_fraction)
         found |= split_by_hash(found["train"], shares, found.get("test"), path)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.examples import in_bio, line_of, open_examples
+from finetune import FinetuneConfig
+from support.examples import VAL_FRACTION, in_bio, line_of, open_examples
 from support.labelling import gaps, pieces, word_tokens, words_of
 from support.tokenizer import byte_tokenizer, char_tokenizer
 
@@ -406,3 +407,12 @@ def test_a_file_may_be_judged_whole():
     wrote("moods.jsonl", MOODS)
     found = open_examples("moods.jsonl", "classification", val_fraction=1)
     assert found["val"] == found["test"] == found["train"] == MOODS
+
+
+def test_a_fraction_of_a_folder_that_is_split_already_is_refused():
+    for split in ("train", "val"):
+        wrote(f"moods/{split}.jsonl", MOODS)
+    assert FinetuneConfig.val_fraction == VAL_FRACTION
+    assert open_examples("moods", "classification")["val"] == MOODS
+    with pytest.raises(SystemExit, match=r"val_fraction=0\.2: moods has validation examples"):
+        open_examples("moods", "classification", val_fraction=0.2)
