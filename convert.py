@@ -244,8 +244,8 @@ def to_gguf(config):
     options = "" if converses(tokenizer, checkpoint) else ' -no-cnv -p "Once"'
     print(f"{config.out} is written, its matrices in {kind}; to use it: ", end="")
     print(f"llama-cli -m {config.out}{options}")
-    if tokenizer.prefix and not tokenizer.prefixes_each:
-        print("llama.cpp puts a space behind each special token, this tokenizer only before a text")
+    if tokenizer.kind == "sentencepiece" and tokenizer.prefix_rule in ("always", "first"):
+        print("llama.cpp's tokens may differ slightly where a text or a message begins")
     if model.config.mlp == "gelu":
         print("llama.cpp approximates GELU by tanh, this model is exact: they will differ slightly")
 

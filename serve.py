@@ -150,7 +150,7 @@ class Writer:
         """
         config = settings_for(request, self.config)
         prompt, ends = self.chat_prompt(request) if in_chat else self.text_prompt(request)
-        begins = in_chat or not request["prompt"]
+        begins = in_chat or not request["prompt"] + self.after_prompt
         stream = TextStream(self.tokenizer, config.stop, ends, begins)
         n_read, made = min(len(prompt), self.block_size), 0
 

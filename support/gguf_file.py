@@ -11,7 +11,7 @@ from model import rotary_frequencies
 from support.chat import final_token
 from support.files import replacing
 from support.huggingface import Unfit, their_config, weights_to_write
-from support.sentencepiece import BYTES, is_plain
+from support.sentencepiece import BYTES
 from support.tokenizer import GPT2_PATTERN
 from support.tokenizer_files import DIGITS_PATTERN, as_text, merges_of
 from support.weights import GGUF, GGUF_GPT2, place_of, put
@@ -121,20 +121,23 @@ def describe_byte_pairs(writer, tokenizer, vocab_size, kinds):
 
 
 def describe_sentencepiece(writer, tokenizer, vocab_size, kinds):
-    """The same for SentencePiece's: a token's score is higher the earlier it is merged."""
-    if not is_plain(tokenizer.content):
-        raise Unfit("its tokenizer changes text in a way unknown to llama.cpp")
-    model, scores = tokenizer.content["model"], {}
-    for rank, merge in enumerate(model["merges"]):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        scores.setdefault(tokenizer.ids.get("".join(pair)), -float(rank))
+    """The same for SentencePiece's: a token's score is higher the earlier it is merged.
+
+    llama.cpp puts a space before a text and behind special tokens, or nowhere. In conversations the
+    latter is right for a tokenizer that only has one before a text, as they begin with such tokens.
+    """
+    if tokenizer.form or tokenizer.splits:
+        raise Unfit("its tokenizer changes or splits text in a way unknown to llama.cpp")
+    scores = {}
+    for rank, (left, right) in enumerate(tokenizer.merges):
+        scores.setdefault(tokenizer.vocab[left + right], -float(rank))
+    converses = tokenizer.prefix_rule == "first" and tokenizer.chat_template
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_scores([scores.get(i, -float(len(scores))) for i in range(vocab_size)])
-    writer.add_add_space_prefix(bool(tokenizer.prefix))
-    unknown = tokenizer.ids.get(model.get("unk_token"))
-    if unknown is not None:
-        writer.add_unk_token_id(unknown)
+    writer.add_add_space_prefix(bool(tokenizer.prefix and not converses))
+    if tokenizer.unknown:
+        writer.add_unk_token_id(tokenizer.vocab[tokenizer.unknown])
     types = {i: kinds.BYTE if t in BYTES else kinds.NORMAL for i, t in tokenizer.texts.items()}
     return tokenizer.texts, types
 

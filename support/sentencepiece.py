@@ -4,9 +4,11 @@ They are byte-pair encodings too, but of characters: a text is not split into wo
 is written as ▁, a text begins with one, and a character without a token becomes its bytes:
 
     "A cat 🐈"      ▁A ▁cat ▁ <0xF0> <0x9F> <0x90> <0x88>
+
+What counts is the file tokenizer.json. (For some of them, transformers 5 knows better: it puts no ▁
+behind a special token, though the file of Llama 2 does.)
 """
 
-import copy
 import json
 from functools import cached_property
 
@@ -14,65 +16,74 @@ import numpy as np
 
 from support.tokenizer import cut, repair
 
-SPACE = "▁"  # U+2581, which stands for a space
+BLANK = "▁"  # U+2581, which stands for a space
 BYTES = {f"<0x{i:02X}>": bytes([i]) for i in range(256)}
-KEPT = "added_tokens", "normalizer", "pre_tokenizer", "decoder", "model"  # of a tokenizer.json
+WRITTEN = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
+FORMS = "NFC", "NFD", "NFKC", "NFKD"
+# Where a ▁ is put: behind every special token and before a text (prepend: even if it begins with
+# one); only before a text; nowhere.
+PREFIXES = "prepend", "always", "first", "never"
 
 
 class SentencePieceTokenizer:
-    """The tokenizer in a Hugging Face `tokenizer.json`, as long as it is of this kind.
+    """Characters joined by merges: [[left, right], …], the earlier the sooner.
 
-    `content` is that of the file. Raises ValueError, with the reason, if it is not.
+    `vocab` maps the text of each token to its id; prefix_rule is one of PREFIXES; splits: merges
+    never cross from one word into the next. Raises ValueError if the tokens do not fit together.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, content, eot=None, bos=None, chat_template=None):
-        self.content = {name: content.get(name) for name in KEPT}
+    def __init__(
+        self,
+        vocab,
+        merges,
+        special_tokens,
+        eot=None,
+        form=None,
+        prefix_rule="prepend",
+        splits=False,
+        unknown=None,
+        bos=None,
+        chat_template=None,
+        ordinary=(),
+    ):
+        self.vocab, self.merges, self.special_tokens = vocab, merges, special_tokens
         self.eot, self.bos, self.chat_template = eot, bos, chat_template
-        added = content.get("added_tokens") or []
-        self.special_tokens = {token["content"]: token["id"] for token in added}
-        special = {token["content"] for token in added if token.get("special", True)}
-        self.ordinary = frozenset(self.special_tokens.keys() - special)
-        self.ids = content["model"]["vocab"] | self.special_tokens
-        self.texts = {i: text for text, i in self.ids.items()}
+        self.form = form  # Unicode normal form applied to text first
+        self.prefix_rule, self.splits = prefix_rule, splits
+        self.prefix = "" if prefix_rule == "never" else " "
+        self.prefixes_each = prefix_rule in ("prepend", "always")
+        self.unknown = unknown  # the token that stands for characters without one; never needed
+        self.ordinary = frozenset(ordinary)  # special tokens allowed in text
+        self.texts = {i: text for text, i in (vocab | special_tokens).items()}
         self.vocab_size = max(self.texts) + 1
-        if missing := BYTES.keys() - self.ids.keys():
+        if missing := BYTES.keys() - vocab.keys():
             raise ValueError(f"its vocabulary lacks the byte {min(missing)}")
-        steps = self.content["normalizer"], self.content["pre_tokenizer"]
-        if SPACE not in json.dumps(steps, ensure_ascii=False):
-            raise ValueError(f"it does not write spaces as {SPACE}")
+        for left, right in merges:
+            if not {left, right, left + right} <= vocab.keys():
+                raise ValueError(f"its merge {left!r} {right!r} is not of its tokens")
+        check_library()
 
     @cached_property
-    def whole(self):
+    def beginning(self):
         """The library's tokenizer for a text from its beginning."""
-        return in_library(self.content)
+        return in_library(self.in_their_format(self.prefix_rule))
 
     @cached_property
-    def inside(self):
+    def going_on(self):
         """The same for what continues a text: no ▁ is put before it."""
-        return in_library(self.content | without_prefix(self.content))
-
-    @property
-    def prefix(self):
-        """What is put before a text: a space, or nothing."""
-        return " " if without_prefix(self.content) else ""
-
-    @property
-    def prefixes_each(self):
-        """Whether it is put behind every special token, not only at the beginning of a text."""
-        metaspace = [part for part in parts_of(self.content["pre_tokenizer"]) if is_prefix(part)]
-        return bool(self.prefix) and all(p.get("prepend_scheme") != "first" for p in metaspace)
+        return in_library(self.in_their_format("never"))
 
     def encode(self, text, inside=False):
         """The ids, uint32 (T,); `inside`: the text continues another one.
 
         Text that looks like a special token is encoded as text. A long text is encoded in pieces,
-        cut where tokens end: before a space, a line end or a Chinese punctuation mark.
+        cut where hardly any token crosses: before a space, a line end or Chinese punctuation.
         """
         ids = []
         for piece in cut([text]):
-            library = self.inside if inside else self.whole
+            library = self.going_on if inside else self.beginning
             ids += library.encode(repair(piece), add_special_tokens=False).ids
             inside = True
         return np.array(ids, np.uint32)
@@ -83,9 +94,12 @@ class SentencePieceTokenizer:
         """
         encoded = [np.zeros(0, np.uint32)]
         for part in parts:
-            is_text = isinstance(part, str)
-            encoded.append(self.encode(part, inside) if is_text else np.array([part], np.uint32))
-            inside = is_text
+            if isinstance(part, str):
+                encoded.append(self.encode(part, inside))
+                inside = inside or bool(part)
+            else:
+                encoded.append(np.array([part], np.uint32))
+                inside = False
         return np.concatenate(encoded)
 
     def known(self, text):
@@ -99,61 +113,106 @@ class SentencePieceTokenizer:
 
     def token_bytes(self, token):
         text = self.texts.get(int(token), "")
-        if text in self.special_tokens:
+        if text in self.special_tokens and text not in self.ordinary:
             return text.encode()
-        return BYTES.get(text) or text.replace(SPACE, " ").encode()
+        return BYTES.get(text) or text.replace(BLANK, " ").encode()
 
     def to_dict(self):
         """The whole tokenizer, JSON-able."""
-        rest = {"eot": self.eot, "bos": self.bos, "chat_template": self.chat_template}
-        return {"kind": self.kind, "content": self.content, **rest}
+        names = "kind vocab merges special_tokens eot form prefix_rule splits unknown bos"
+        saved = {name: getattr(self, name) for name in f"{names} chat_template".split()}
+        return saved | {"ordinary": sorted(self.ordinary)}
+
+    def in_their_format(self, prefix_rule):
+        """A tokenizer.json, but for what is put before a text, that puts ▁ by this rule."""
+        steps = [{"type": self.form}] if self.form else []
+        if prefix_rule == "prepend":
+            steps.append({"type": "Prepend", "prepend": BLANK})
+        metaspace = None
+        if self.prefix_rule == "prepend":
+            steps.append(WRITTEN)
+        else:
+            metaspace = {"type": "Metaspace", "replacement": BLANK}
+            metaspace |= {"prepend_scheme": prefix_rule, "split": self.splits}
+        strip = {"type": "Strip", "content": " ", "start": len(self.prefix), "stop": 0}
+        spaces = {"type": "Replace", "pattern": {"String": BLANK}, "content": " "}
+        decoders = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        return {
+            "added_tokens": [
+                {"id": i, "content": text, "special": text not in self.ordinary} | flags
+                for text, i in sorted(self.special_tokens.items(), key=lambda item: item[1])
+            ],
+            "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
+            "pre_tokenizer": metaspace,
+            "post_processor": None,
+            "decoder": {"type": "Sequence", "decoders": decoders},
+            "model": {
+                "type": "BPE",
+                "unk_token": self.unknown,
+                "fuse_unk": True,
+                "byte_fallback": True,
+                # Added tokens keep their ids only if the vocabulary has them too.
+                "vocab": self.vocab | self.special_tokens,
+                "merges": self.merges,
+            },
+        }
 
 
-def is_plain(content):
-    """Whether all that is done to a text is to write spaces as ▁, perhaps with one before it."""
-    steps = [*parts_of(content["normalizer"]), *parts_of(content["pre_tokenizer"])]
-    blank = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    metaspace = {"type": "Metaspace", "replacement": SPACE, "split": False}.items()
-    return all(
-        not step or step == blank or step.get("type") == "Prepend" or metaspace <= step.items()
-        for step in steps
+def from_tokenizer_json(content, special_tokens, eot, bos, ordinary):
+    """The tokenizer of such a file; raises ValueError, with the reason, for one of another kind."""
+    model, form, rule, splits = content["model"], None, "never", False
+    is_written = False
+    for step in [*parts_of(content.get("normalizer")), *parts_of(content.get("pre_tokenizer"))]:
+        kind = step.get("type")
+        if kind in FORMS and form is None:
+            form = kind
+        elif step == {"type": "Prepend", "prepend": BLANK} and not is_written:
+            rule = "prepend"
+        elif step == WRITTEN:
+            is_written = True
+        elif kind == "Metaspace" and step["replacement"] == BLANK and rule == "never":
+            always = "always" if step.get("add_prefix_space", True) else "never"
+            rule, splits = step.get("prepend_scheme", always), step.get("split", True)
+            is_written = True
+        elif not (kind == "Split" and step["pattern"] == WRITTEN["pattern"] and is_written):
+            raise ValueError(f"it changes or splits text by {step}, which is not supported")
+    if not is_written or rule not in PREFIXES:
+        raise ValueError(f"it does not write spaces as {BLANK}")
+    merges = [line.split(" ") if isinstance(line, str) else line for line in model["merges"]]
+    return SentencePieceTokenizer(
+        model["vocab"],
+        merges,
+        special_tokens,
+        eot,
+        form,
+        rule,
+        splits,
+        model.get("unk_token"),
+        bos,
+        ordinary=ordinary,
     )
-
-
-def in_library(content):
-    """A tokenizer of the package `tokenizers`, which encodes special tokens in a text as text."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise SystemExit(
-            "this model's tokenizer is SentencePiece's, as Llama 2's: pip install tokenizers"
-        ) from None
-    library = Tokenizer.from_str(json.dumps(content))
-    library.encode_special_tokens = True
-    return library
 
 
 def parts_of(step):
     """The steps that a normalizer or pre-tokenizer consists of."""
-    step = step or {}
-    return step.get("normalizers") or step.get("pretokenizers") or [step]
+    return [] if step is None else step.get("normalizers") or step.get("pretokenizers") or [step]
 
 
-def is_prefix(part):
-    """Whether a step puts ▁ before a text."""
-    scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
-    return part.get("type") == "Prepend" or (part.get("type") == "Metaspace" and scheme != "never")
+def check_library():
+    """Exit if the package `tokenizers` is missing."""
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError:
+        raise SystemExit(
+            "this model's tokenizer is SentencePiece's, as Llama 2's: pip install tokenizers"
+        ) from None
 
 
-def without_prefix(content):
-    """{part of a tokenizer.json: the same without a prefix}, for the parts that put one there."""
-    changed = {}
-    for name, several in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
-        steps = copy.deepcopy(parts_of(content[name]))
-        if any(map(is_prefix, steps)):
-            for step in steps:
-                if is_prefix(step) and step["type"] == "Metaspace":
-                    step["prepend_scheme"] = "never"
-            rest = [step for step in steps if step["type"] != "Prepend"]
-            changed[name] = {"type": "Sequence", several: rest} if rest else None
-    return changed
+def in_library(content):
+    """A tokenizer of the package `tokenizers`, which encodes special tokens in a text as text."""
+    from tokenizers import Tokenizer
+
+    library = Tokenizer.from_str(json.dumps(content))
+    library.encode_special_tokens = True
+    return library

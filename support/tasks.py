@@ -466,7 +466,8 @@ class Choice(Task):
 
     def choice(self, line, choice):
         """The tokens of a choice, as it continues the prompt."""
-        return self.encode(self.continued(line, choice), inside=bool(self.asked(line)))
+        inside = bool(self.asked(line) or self.config.shots)
+        return self.encode(self.continued(line, choice), inside)
 
     def examples(self, line):
         prompt, choice = self.prompt(line), self.choice(line, self.right(line))

@@ -412,9 +412,7 @@ def tokenizer_from_dict(saved):
     if saved.get("kind") == "sentencepiece":
         from support.sentencepiece import SentencePieceTokenizer  # here, as it imports this module
 
-        return SentencePieceTokenizer(
-            saved["content"], saved["eot"], saved["bos"], saved["chat_template"]
-        )
+        return SentencePieceTokenizer(**{name: saved[name] for name in saved if name != "kind"})
     if "ranks" not in saved:
         raise ValueError(f"a tokenizer of kind {saved.get('kind')!r} is not supported")
     lines = (line.split() for line in saved["ranks"].splitlines())

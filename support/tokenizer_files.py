@@ -8,7 +8,7 @@ from pathlib import Path
 import regex
 
 from support.files import read_json
-from support.sentencepiece import SentencePieceTokenizer
+from support.sentencepiece import FORMS, from_tokenizer_json
 from support.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -51,6 +51,7 @@ def load_tokenizer(source):
         names = ("ckpt.pt", "best.pt", "meta.json", "tokenizer.json", "meta.pkl", "vocab.json")
         found = [source / name for name in names if (source / name).is_file()]
         if not found:
+            refuse_sentencepieces_own(source)
             raise ValueError(f"{source} has no tokenizer: none of {', '.join(names)} is in it")
         source = found[0]
         if source.name == "vocab.json":
@@ -159,13 +160,18 @@ def read_tokenizer(folder):
         return huggingface_tokenizer(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return tokenizer_from_pair(folder)
+    refuse_sentencepieces_own(folder)
+    return None
+
+
+def refuse_sentencepieces_own(folder):
+    """Raise ValueError if a folder has a tokenizer in SentencePiece's own format."""
     if (folder / "tokenizer.model").is_file():
         raise ValueError(
             "its tokenizer is in a tokenizer.model alone; transformers writes the tokenizer.json "
             f"that is read here: AutoTokenizer.from_pretrained({str(folder)!r})"
             f".save_pretrained({str(folder)!r}) (pip install transformers sentencepiece)"
         )
-    return None
 
 
 def tokenizer_from_pair(folder):
@@ -233,24 +239,24 @@ def tokenizer_from_huggingface(content):
         return tokenizer
     if model.get("type") != "BPE":
         raise ValueError(f"its model is {model.get('type')}; only BPE is supported")
-    eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
-    if model.get("byte_fallback"):
-        return SentencePieceTokenizer(content, eot, bos)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise ValueError(f"its model sets {option}={model[option]!r}, which is not supported")
+    ordinary = [token["content"] for token in added if not token.get("special", True)]
+    eot = next((special_tokens[mark] for mark in END_OF_TEXT if mark in special_tokens), None)
     form = (content.get("normalizer") or {}).get("type")
-    if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
-        raise ValueError(f"its normalizer is {form}; only Unicode normal forms are supported")
     for token in added:
         check_added(token, form)
+    if model.get("byte_fallback"):
+        return from_tokenizer_json(content, special_tokens, eot, bos, ordinary)
+    if form not in (None, *FORMS):
+        raise ValueError(f"its normalizer is {form}; only Unicode normal forms are supported")
     ranks = {as_bytes(text): i for text, i in model["vocab"].items() if text not in special_tokens}
     ids = [*ranks.values(), *special_tokens.values()]
     if len(set(ids)) < len(ids) or min(ids) < 0:
         raise ValueError("two of its tokens share an id, or one has a negative id")
     check_merges(ranks, [merge_of(line) for line in model["merges"]], model.get("ignore_merges"))
     pattern = split_pattern(content.get("pre_tokenizer") or {})
-    ordinary = [token["content"] for token in added if not token.get("special", True)]
     return BytePairTokenizer(
         "huggingface", ranks, special_tokens, pattern, eot, form, bos, ordinary=ordinary
     )
@@ -379,7 +385,7 @@ def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
         for i, text in sorted(special.items())
     ]
     if tokenizer.kind == "sentencepiece":
-        parts = tokenizer.content | {"post_processor": None}
+        parts = tokenizer.in_their_format(tokenizer.prefix_rule)
     else:
         parts = char_parts(tokenizer) if tokenizer.kind == "char" else byte_pair_parts(tokenizer)
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
@@ -390,6 +396,7 @@ def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
         "bos_token": special.get(bos),
         "eos_token": special.get(eos),
         "pad_token": special.get(padding(tokenizer, eos)),
+        "unk_token": getattr(tokenizer, "unknown", None),
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     } | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})

@@ -11,8 +11,8 @@ from sample import TextStream
 from support.chat import conversation, opening
 from support.gguf_file import write_gguf
 from support.huggingface import read_model
-from support.sentencepiece import BYTES, SentencePieceTokenizer
-from support.tokenizer import tokenizer_from_dict, visible
+from support.sentencepiece import BYTES
+from support.tokenizer import same_tokens, tokenizer_from_dict, visible
 from support.tokenizer_files import huggingface_tokenizer
 from tests.conftest import tiny_text
 from tests.test_convert import TEXTS, reference
@@ -224,10 +224,11 @@ def test_llama_cpp_is_told_the_order_of_the_merges(folder, tmp_path):
     write_gguf(tmp_path / "model.gguf", model, tokenizer, bos=tokenizer.bos)
     fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
     assert fields["tokenizer.ggml.model"].contents() == "llama"
-    assert fields["tokenizer.ggml.add_space_prefix"].contents()
+    # In conversations, which begin with a special token, Mistral's puts no space anywhere.
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() == tokenizer.prefixes_each
     tokens = fields["tokenizer.ggml.tokens"].contents()
     scores = dict(zip(tokens, fields["tokenizer.ggml.scores"].contents()))
-    merged = ["".join(pair) for pair in tokenizer.content["model"]["merges"]]
+    merged = ["".join(pair) for pair in tokenizer.merges]
     assert sorted(merged, key=scores.get, reverse=True) == merged
     kinds = dict(zip(tokens, fields["tokenizer.ggml.token_type"].contents()))
     wanted = {"</s>": "CONTROL", "<0x0A>": "BYTE", merged[0]: "NORMAL"}
@@ -237,6 +238,7 @@ def test_llama_cpp_is_told_the_order_of_the_merges(folder, tmp_path):
 def test_llama_cpp_gives_texts_the_same_ids(folder, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="needs: pip install llama-cpp-python")
     model, tokenizer = read_model(folder)
+    tokenizer.chat_template = None  # it continues texts
     write_gguf(tmp_path / "model.gguf", model, tokenizer, bos=tokenizer.bos)
     llama = llama_cpp.Llama(str(tmp_path / "model.gguf"), vocab_only=True, verbose=False)
     for text in [*TEXTS[:4], tiny_text()]:
@@ -244,34 +246,126 @@ def test_llama_cpp_gives_texts_the_same_ids(folder, tmp_path):
         assert there == tokenizer.encode(text).tolist()
 
 
-def test_a_tokenizer_that_changes_text_is_not_for_llama_cpp(learned, folder, tmp_path):
+def test_a_tokenizer_that_changes_text_is_not_for_llama_cpp(folder, tmp_path):
     pytest.importorskip("gguf")
     model, tokenizer = read_model(folder)
-    steps = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Prepend"}]}
-    tokenizer.content["normalizer"] = steps
+    tokenizer.form = "NFKC"
     with pytest.raises(ValueError, match="in a way unknown to"):
         write_gguf(tmp_path / "model.gguf", model, tokenizer)
 
 
+def test_a_plain_model_is_taught_to_converse_with_tokens_of_its_own(folder, run, capsys):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    said = [{"role": "user", "content": "cat?"}, {"role": "assistant", "content": "the cat 猫"}]
+    Path("chats.jsonl").write_text("\n".join([json.dumps({"messages": said})] * 3))
+    for split in ("train", "val", "test"):
+        Path("chats").mkdir(exist_ok=True)
+        (Path("chats") / f"{split}.jsonl").write_text(Path("chats.jsonl").read_text())
+    Path("none.py").write_text("")
+    short = ["--max_iters=2", "--eval_interval=2", "--device=cpu", f"--init_from={folder}"]
+    task = ["none.py", "--task=chat", "--dataset=chats", *short]
+    with pytest.raises(SystemExit, match="has no special tokens for chat"):
+        run("finetune.py", *task, "--method=lora")
+    run("finetune.py", *task, "--out_dir=out/talks")
+    run("convert.py", "out/talks", "--to=hf", "--out=written")
+    _, ours = read_model("written")
+    ((tokens, learned),) = conversation(said, ours)
+    assert tokens == theirs_in("written").apply_chat_template(said)["input_ids"]
+    assert ours.decode([t for t, is_learned in zip(tokens, learned) if is_learned]) == (
+        "the cat 猫<|im_end|>"
+    )
+
+
 def test_without_the_package_the_line_that_installs_it_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    ours = huggingface_tokenizer(folder)
     with pytest.raises(SystemExit, match="pip install tokenizers"):
-        ours.encode("the cat")
+        huggingface_tokenizer(folder)
 
 
-def test_a_vocabulary_without_all_bytes_or_spaces_is_refused(learned):
-    content = json.loads(json.dumps(learned | SCHEMES["llama 2"]))
-    del content["model"]["vocab"]["<0x41>"]
-    with pytest.raises(ValueError, match="<0x41>"):
-        SentencePieceTokenizer(content)
-    with pytest.raises(ValueError, match="▁"):
-        SentencePieceTokenizer(learned | {"normalizer": None, "pre_tokenizer": None})
+def changed(folder, **parts):
+    """The tokenizer in a folder after these parts of its file were changed."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name, part in parts.items():
+        content[name] = content[name] | part if name == "model" else part
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return huggingface_tokenizer(folder)
 
 
-def test_no_prefix_is_dropped_where_a_tokenizer_puts_none(learned):
-    content = learned | SCHEMES["mistral"]
-    content["pre_tokenizer"] = content["pre_tokenizer"] | {"prepend_scheme": "never"}
-    ours = SentencePieceTokenizer(content)
-    assert (ours.prefix, ours.prefixes_each) == ("", False)
-    assert ours.decode(ours.encode(" the cat")) == " the cat"
+def test_the_same_tokens_in_another_notation_are_the_same(folder):
+    before = huggingface_tokenizer(folder)
+    merges = [" ".join(pair) for pair in before.merges]
+    special = [
+        {"id": i, "content": text, "special": True, "normalized": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for text, i in before.special_tokens.items()
+    ]
+    after = changed(folder, model={"merges": merges}, added_tokens=special, decoder=None)
+    assert same_tokens(before.to_dict(), after.to_dict())
+    assert not same_tokens(before.to_dict(), before.to_dict() | {"prefix_rule": "never"})
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({"model": {"dropout": 0.5}}, "dropout=0.5"),
+        ({"model": {"merges": [["t", "zzz"]]}}, "merge 't' 'zzz' is not of its tokens"),
+        ({"model": {"merges": None}}, "tokenizer.json"),
+        ({"model": {"vocab": {"a": 0}}}, "lacks the byte <0x00>"),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+        ({"normalizer": {"type": "Prepend", "prepend": "_"}}, "'_'"),
+        ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, "WhitespaceSplit"),
+        ({"normalizer": None, "pre_tokenizer": None}, "does not write spaces as ▁"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(folder, part, reason):
+    with pytest.raises(ValueError, match=reason):
+        changed(folder, **part)
+
+
+OLD_METASPACE = {"type": "Metaspace", "replacement": "▁"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "rule"),
+    [
+        ({"pre_tokenizer": OLD_METASPACE | {"add_prefix_space": True}}, "always"),
+        ({"pre_tokenizer": OLD_METASPACE | {"add_prefix_space": False}}, "never"),
+        (
+            {
+                "normalizer": SCHEMES["llama 2"]["normalizer"]["normalizers"][1],
+                "pre_tokenizer": {
+                    "type": "Split",
+                    "pattern": {"String": " "},
+                    "behavior": "MergedWithPrevious",
+                    "invert": False,
+                },
+            },
+            "never",
+        ),
+    ],
+)
+def test_other_ways_to_write_spaces_are_read(folder, steps, rule):
+    ours = changed(folder, **{"normalizer": None} | steps)
+    assert ours.prefix_rule == rule
+    assert ours.prefix == ("" if rule == "never" else " ")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if "add_prefix_space" in content["pre_tokenizer"]:
+        content["pre_tokenizer"]["prepend_scheme"] = rule
+    library = tokenizers.Tokenizer.from_str(json.dumps(content))
+    for text in TEXTS:
+        tokens = ours.encode(text)
+        assert tokens.tolist() == library.encode(text, add_special_tokens=False).ids
+        assert ours.decode(tokens) == text
+
+
+def test_ordinary_tokens_are_found_in_texts(folder):
+    more = [{"id": 500, "content": "<think>", "special": False}]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    old = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    ours = restored(changed(folder, added_tokens=[*old, *(token | flags for token in more)]))
+    assert ours.encode("a<think>b").tolist().count(500) == 1
+    assert ours.vocab_size == 501
+    assert ours.decode(ours.encode("a<think>")) == "a<think>"

@@ -444,7 +444,7 @@ def change(content, *path, to):
     ("path", "to", "reason"),
     [
         (("model", "type"), "WordPiece", "WordPiece"),
-        (("model", "byte_fallback"), True, "lacks the byte <0x00>"),
+        (("model", "byte_fallback"), True, "splits text by {'type': 'ByteLevel'"),
         (("model", "end_of_word_suffix"), "</w>", "end_of_word_suffix"),
         (("normalizer",), {"type": "Lowercase"}, "Lowercase"),
         (("pre_tokenizer",), {"type": "Metaspace"}, "Metaspace"),
