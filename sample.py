@@ -77,10 +77,14 @@ class SampleConfig(GenerationConfig):
     num_samples: int = 3  # texts, generated as one batch
     interactive: bool = False  # ask for one prompt after another
     chat: bool = False  # hold a conversation with a model that was fine-tuned for it
+    lines: str | None = None  # a file: answer each of its lines, as a line of JSON
+    fields: tuple[str, ...] = ()  # lines: the file's names for ours: --fields prompt=message
+    encoding: str = "utf-8"  # lines: of the file; Excel saves Chinese in gb18030
+    batch_size: int = 16  # lines: how many are answered at once
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "num_samples", at_least=1)
+        check_range(self, "num_samples batch_size", at_least=1)
 
 
 def next_token_distribution(
@@ -584,24 +588,41 @@ def write_answer(context, stream, prompt, config, seed, out):
     return text
 
 
-@torch.inference_mode()
-def write_labels(model, tokenizer, start, documents, task, size, out):
-    """Write the probability of each label of a text, or the tag of each word.
+def how_it_read(model, tokenizer, checkpoint):
+    """(the tokens before a text, how many tokens at once) as in the training of a classifier."""
+    before = tokens_before(tokenizer, checkpoint["data"].get("train_documents", 0))
+    return before, min(model.config.block_size, checkpoint["train_config"]["block_size"])
 
-    The model reads at most `size` tokens at once, as in training.
-    """
-    first, device = tokens_before(tokenizer, documents), model.token_embedding.weight.device
-    if task["task"] == "tagging":
-        words, best = words_of(start, task.get("blanks", False)), []
-        for tokens, ends in pieces(words, tokenizer, first, size):
-            logits, _ = model(torch.tensor([tokens], device=device))
-            best += logits[0, ends].argmax(dim=1).tolist()
-        out.writelines(f"{word}\t{task['labels'][i]}\n" for word, i in zip(words, best))
-        return
-    tokens = [*first, *start_tokens(tokenizer, start)][-size:] or [0]
-    logits, _ = model(torch.tensor([tokens], device=device))
+
+@torch.inference_mode()
+def tags_of(model, tokenizer, words, checkpoint):
+    """The tag of each word."""
+    before, size = how_it_read(model, tokenizer, checkpoint)
+    device, best = model.token_embedding.weight.device, []
+    for tokens, ends in pieces(words, tokenizer, before, size):
+        logits, _ = model(torch.tensor([tokens], device=device))
+        best += logits[0, ends].argmax(dim=1).tolist()
+    return [checkpoint["task"]["labels"][i] for i in best]
+
+
+@torch.inference_mode()
+def chances_of(model, tokenizer, text, checkpoint):
+    """[(probability, label)] of a text, the most likely first."""
+    before, size = how_it_read(model, tokenizer, checkpoint)
+    tokens = [*before, *start_tokens(tokenizer, text)][-size:] or [0]
+    logits, _ = model(torch.tensor([tokens], device=model.token_embedding.weight.device))
     chances = logits[0, -1].float().softmax(dim=0).tolist()
-    for chance, label in sorted(zip(chances, task["labels"]), reverse=True):
+    return sorted(zip(chances, checkpoint["task"]["labels"]), reverse=True)
+
+
+def write_labels(model, tokenizer, start, checkpoint, out):
+    """Write the probability of each label of a text, or the tag of each word."""
+    if checkpoint["task"]["task"] == "tagging":
+        words = words_of(start, checkpoint["task"].get("blanks", False))
+        tags = tags_of(model, tokenizer, words, checkpoint)
+        out.writelines(f"{word}\t{tag}\n" for word, tag in zip(words, tags))
+        return
+    for chance, label in chances_of(model, tokenizer, start, checkpoint):
         out.write(f"{chance:.4f} {label}\n")
 
 
@@ -672,10 +693,15 @@ def load_for_sampling(config, world, n_texts=1):
 
 def tell_unused(config):
     """Name the options that have no effect."""
-    if config.start and (config.chat or config.interactive):
+    if config.start and config.lines:
+        print("start is not used: the prompts are in the file", file=sys.stderr)
+    elif config.start and (config.chat or config.interactive):
         print("start is not used: the prompt is typed here", file=sys.stderr)
-    if config.chat and config.num_samples != SampleConfig.num_samples:
-        print("num_samples is not used: a conversation has one answer at a time", file=sys.stderr)
+    if (config.chat or config.lines) and config.num_samples != SampleConfig.num_samples:
+        print("num_samples is not used: a prompt has one answer", file=sys.stderr)
+    for name in () if config.lines else ("fields", "encoding", "batch_size"):
+        if getattr(config, name) != getattr(SampleConfig, name):
+            print(f"{name} is not used: it is for --lines=FILE", file=sys.stderr)
     if config.system and not config.chat:
         print("system is not used: it is for --chat", file=sys.stderr)
 
@@ -698,8 +724,7 @@ def write_for(context, tokenizer, start, checkpoint, config):
     model, task = context.model, checkpoint.get("task", {})
     documents = checkpoint["data"].get("train_documents", 0)
     if model.config.n_labels:
-        size = min(model.config.block_size, checkpoint["train_config"]["block_size"])
-        write_labels(model, tokenizer, start, documents, task, size, sys.stdout)
+        write_labels(model, tokenizer, start, checkpoint, sys.stdout)
         return
     start += LABEL if task.get("generative") else ""  # it was taught to write one
     prompt = first_tokens(tokenizer, start, documents)
@@ -716,8 +741,14 @@ def main():
     config = load_config(SampleConfig)
     with open_world(config.device, config.dtype, to_train=False) as world:
         n_texts = 1 if config.chat else config.num_samples
+        n_texts = config.batch_size if config.lines else n_texts
         model, tokenizer, checkpoint = load_for_sampling(config, world, n_texts)
         tell_unused(config)
+        if config.lines:
+            from support.many_prompts import answer_lines  # here, as it imports this module
+
+            answer_lines(model, tokenizer, checkpoint, config, sys.stdout)
+            return
         if config.chat:
             begin_conversation(model, tokenizer, checkpoint, config)
             return

@@ -19,6 +19,7 @@ import difflib
 import json
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 from support.files import advice_on_encoding, check_encoding, with_mark
@@ -211,11 +212,20 @@ def checked(file, task, format, renamed, encoding):
             f"{file}: columns of words and tags are for --task=tagging; "
             f"for --task={task} expected .jsonl, .json or .csv"
         )
-    lines = []
+    lines = [
+        line_of(record, task, renamed, f"{file}, line {number}")
+        for number, record in records(file, kind, encoding)
+    ]
+    if not lines:
+        raise SystemExit(f"{file} has no examples: it is empty")
+    return lines
+
+
+def records(file, kind, encoding):
+    """Yield (line number, record) of a file, one of READERS; exits if it is not of that kind."""
     try:
         with open(file, encoding=with_mark(encoding), newline="") as stream:
-            for number, record in READERS[kind](stream):
-                lines.append(line_of(record, task, renamed, f"{file}, line {number}"))
+            yield from READERS[kind](stream)
     except UnicodeDecodeError as error:
         advice = advice_on_encoding(error.object, encoding)
         raise SystemExit(f"{file} is not {encoding.upper()}; {advice}") from None
@@ -224,9 +234,6 @@ def checked(file, task, format, renamed, encoding):
     except json.JSONDecodeError as error:
         advice = "; for one object per line use --format=jsonl" if error.lineno > 1 else ""
         raise SystemExit(f"{file}: not {kind} ({error}){advice}") from None
-    if not lines:
-        raise SystemExit(f"{file} has no examples: it is empty")
-    return lines
 
 
 def json_lines(stream):
@@ -288,7 +295,15 @@ def columns(stream):
             tokens, tags = [], []
 
 
+def plain_lines(stream):
+    """Yield (line number, {"prompt": line}) of each line that is not empty."""
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            yield number, {"prompt": line.rstrip("\r\n")}
+
+
 READERS = {
+    "lines": plain_lines,
     "jsonl": json_lines,
     "json": json_list,
     "csv": table,
@@ -302,6 +317,11 @@ READERS = {
 
 def line_of(record, task, renamed, where):
     """The fields of a line that `task` reads; exits, naming `where`, if one is missing."""
+    return repaired(LINES[task](with_our_names(record, renamed, where), where))
+
+
+def with_our_names(record, renamed, where):
+    """The record with the fields that `renamed`, {ours: theirs}, names differently."""
     if not isinstance(record, dict):
         raise SystemExit(f"{where}: expected an object {{…}}, found {str(record)[:40]!r}")
     for ours, theirs in renamed.items():
@@ -311,7 +331,7 @@ def line_of(record, task, renamed, where):
         elif ours != "input":  # input is optional
             found = ", ".join(map(str, record)) or "nothing"
             raise SystemExit(f"{where}: no field {theirs!r}, found {found}")
-    return repaired(LINES[task](record, where))
+    return record
 
 
 def named(record, name, as_list):
@@ -448,6 +468,67 @@ def asked_in(record, where):
         )
     prompt = text(record, "prompt", where)
     return [{"role": "user", "content": prompt}], prompt
+
+
+class Asked(NamedTuple):
+    """A line of a file of prompts: the record, and what is asked, as far as it can be told."""
+
+    record: dict
+    where: str
+    text: str | None = None
+    messages: list = ()
+    words: list = ()
+
+    def plain_text(self):
+        """What is asked as text; exits if it is a conversation."""
+        if self.text is None:
+            raise SystemExit(f"{self.where}: a conversation, which --chat answers")
+        return self.text
+
+
+def open_prompts(file, fields=(), encoding="utf-8"):
+    """[Asked] for the lines of a file: of a table or JSON, or else each line is a prompt.
+
+    fields: pairs `prompt=message`, our name and the file's. Exits with a message if anything is
+    wrong.
+    """
+    check_encoding(encoding)
+    if not Path(file).is_file():
+        raise SystemExit(f"lines={file}: there is no such file")
+    kind = FORMATS.get(Path(file).suffix.lower(), "lines")
+    kind = "lines" if kind == "conll" else kind
+    renamed = dict(pair_in(pair) for pair in fields)
+    found = []
+    for number, record in records(file, kind, encoding):
+        where = f"{file}, line {number}"
+        found.append(asked_by(record, with_our_names(record, renamed, where), where))
+    if not found:
+        raise SystemExit(f"{file} has no prompts: it is empty")
+    return found
+
+
+def asked_by(record, named, where):
+    """The Asked of a record, whose fields have our names in `named`."""
+    if "answer" in record:
+        raise SystemExit(f"{where}: has a field 'answer' already, where the answer would stand")
+    record = repaired(record)
+    if isinstance(named.get("tokens"), list):
+        words = [text({"token": word}, "token", where) for word in named["tokens"]]
+        return Asked(record, where, " ".join(words), words=words)
+    if "text" in named and "prompt" not in named:
+        named = named | {"prompt": text(named, "text", where)}
+    if not named.keys() & {"prompt", "messages", "conversations", "instruction"}:
+        raise SystemExit(
+            f"{where}: no field prompt, text, instruction or messages, found "
+            f"{', '.join(map(str, record)) or 'nothing'}; type --fields prompt=THEIRS"
+        )
+    messages, prompt = asked_in(named, where)
+    while messages and messages[-1]["role"] == "assistant":  # what was answered before
+        messages = messages[:-1]
+    if not messages or messages[-1]["role"] != "user":
+        raise SystemExit(f"{where}: the user says nothing that could be answered")
+    prompt = None if prompt is None else repair(prompt)
+    return Asked(record, where, prompt, with_system(repaired(messages), named, where))
 
 
 def with_system(messages, record, where):
