@@ -18,7 +18,7 @@ from model import KVCache, check_range
 from support.chat import converses, end_of_turn, opening
 from support.checkpoint import in_a_line, load_model, source_of
 from support.config import load_config
-from support.labelling import LABEL, pieces, words_of
+from support.labelling import LABEL, chances_of, tags_of, words_of
 from support.processes import open_world
 from support.quantize import (
     cache_dtype,
@@ -85,6 +85,8 @@ class SampleConfig(GenerationConfig):
     def __post_init__(self):
         super().__post_init__()
         check_range(self, "num_samples batch_size", at_least=1)
+        if self.lines and self.interactive:
+            raise ValueError("interactive=True does not go with --lines: leave one of them out")
 
 
 def next_token_distribution(
@@ -588,33 +590,6 @@ def write_answer(context, stream, prompt, config, seed, out):
     return text
 
 
-def how_it_read(model, tokenizer, checkpoint):
-    """(the tokens before a text, how many tokens at once) as in the training of a classifier."""
-    before = tokens_before(tokenizer, checkpoint["data"].get("train_documents", 0))
-    return before, min(model.config.block_size, checkpoint["train_config"]["block_size"])
-
-
-@torch.inference_mode()
-def tags_of(model, tokenizer, words, checkpoint):
-    """The tag of each word."""
-    before, size = how_it_read(model, tokenizer, checkpoint)
-    device, best = model.token_embedding.weight.device, []
-    for tokens, ends in pieces(words, tokenizer, before, size):
-        logits, _ = model(torch.tensor([tokens], device=device))
-        best += logits[0, ends].argmax(dim=1).tolist()
-    return [checkpoint["task"]["labels"][i] for i in best]
-
-
-@torch.inference_mode()
-def chances_of(model, tokenizer, text, checkpoint):
-    """[(probability, label)] of a text, the most likely first."""
-    before, size = how_it_read(model, tokenizer, checkpoint)
-    tokens = [*before, *start_tokens(tokenizer, text)][-size:] or [0]
-    logits, _ = model(torch.tensor([tokens], device=model.token_embedding.weight.device))
-    chances = logits[0, -1].float().softmax(dim=0).tolist()
-    return sorted(zip(chances, checkpoint["task"]["labels"]), reverse=True)
-
-
 def write_labels(model, tokenizer, start, checkpoint, out):
     """Write the probability of each label of a text, or the tag of each word."""
     if checkpoint["task"]["task"] == "tagging":
@@ -622,7 +597,8 @@ def write_labels(model, tokenizer, start, checkpoint, out):
         tags = tags_of(model, tokenizer, words, checkpoint)
         out.writelines(f"{word}\t{tag}\n" for word, tag in zip(words, tags))
         return
-    for chance, label in chances_of(model, tokenizer, start, checkpoint):
+    tokens = start_tokens(tokenizer, start)
+    for chance, label in chances_of(model, tokenizer, tokens, checkpoint):
         out.write(f"{chance:.4f} {label}\n")
 
 

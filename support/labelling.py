@@ -1,8 +1,11 @@
-"""Text for models that predict labels: one for a whole text, or one for each word."""
+"""Models that predict labels, for a whole text or for each word: their text, and its labels."""
 
 from itertools import chain
 
 import regex
+import torch
+
+from support.tokenizer_files import tokens_before
 
 HAN = r"\p{Han}"
 LETTERS = r"[\p{L}\p{N}\p{M}_--\p{Han}]+"
@@ -69,3 +72,33 @@ def pieces(words, tokenizer, first, block_size):
         ends = [min(end, block_size - 1) for end in ends[:n]]
         yield tokens[: ends[-1] + 1], ends
         words = words[n:]
+
+
+# ---------------------------------------------------------------------------------- their labels
+
+
+def how_it_read(model, tokenizer, checkpoint):
+    """(the tokens before a text, how many tokens at once) as in the training of a classifier."""
+    before = tokens_before(tokenizer, checkpoint["data"].get("train_documents", 0))
+    return before, min(model.config.block_size, checkpoint["train_config"]["block_size"])
+
+
+@torch.inference_mode()
+def tags_of(model, tokenizer, words, checkpoint):
+    """The tag of each word."""
+    before, size = how_it_read(model, tokenizer, checkpoint)
+    device, best = model.token_embedding.weight.device, []
+    for tokens, ends in pieces(words, tokenizer, before, size):
+        logits, _ = model(torch.tensor([tokens], device=device))
+        best += logits[0, ends].argmax(dim=1).tolist()
+    return [checkpoint["task"]["labels"][i] for i in best]
+
+
+@torch.inference_mode()
+def chances_of(model, tokenizer, tokens, checkpoint):
+    """[(probability, label)] of a text in tokens, the most likely first."""
+    before, size = how_it_read(model, tokenizer, checkpoint)
+    tokens = [*before, *tokens][-size:] or [0]
+    logits, _ = model(torch.tensor([tokens], device=model.token_embedding.weight.device))
+    chances = logits[0, -1].float().softmax(dim=0).tolist()
+    return sorted(zip(chances, checkpoint["task"]["labels"]), reverse=True)

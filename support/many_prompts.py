@@ -10,16 +10,15 @@ from tqdm import tqdm
 
 from sample import (
     TextStream,
-    chances_of,
     first_tokens,
     new_context,
     opening_that_fits,
+    start_tokens,
     steps_of,
-    tags_of,
 )
 from support.chat import end_of_turn
 from support.examples import open_prompts
-from support.labelling import LABEL, words_of
+from support.labelling import LABEL, chances_of, tags_of, words_of
 
 
 def answer_lines(model, tokenizer, checkpoint, config, out):
@@ -41,7 +40,8 @@ def answer_lines(model, tokenizer, checkpoint, config, out):
 def with_labels(model, tokenizer, checkpoint, asked):
     """Yield {"answer": the likeliest label, "probability"} for each of the lines."""
     for line in asked:
-        chance, label = chances_of(model, tokenizer, line.plain_text(), checkpoint)[0]
+        tokens = start_tokens(tokenizer, line.plain_text())
+        chance, label = chances_of(model, tokenizer, tokens, checkpoint)[0]
         yield {"answer": label, "probability": round(chance, 4)}
 
 

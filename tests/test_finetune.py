@@ -17,10 +17,10 @@ import torch
 from torch.nn import functional as F
 
 import finetune as finetune_module
-import sample
 import support.tasks as tasks_module
 from finetune import FinetuneConfig, all_examples, example_batches, fitting, noisy
 from model import IGNORED, ModelConfig, Transformer
+from support import labelling
 from support.chat import without_thoughts
 from support.checkpoint import load_model, read_checkpoint, save_checkpoint
 from support.distillation import taught_by
@@ -669,8 +669,8 @@ def test_new_text_is_labelled_in_parts_as_long_as_in_training(tune, run, capsys,
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
     tune("tagging", "--block_size=16", "--max_iters=1")
-    sizes, of = [], sample.pieces
-    monkeypatch.setattr(sample, "pieces", lambda *given: sizes.append(given[-1]) or of(*given))
+    sizes, of = [], labelling.pieces
+    monkeypatch.setattr(labelling, "pieces", lambda *given: sizes.append(given[-1]) or of(*given))
     run("sample.py", "--out_dir=out/tuned", f"--start={long}", "--device=cpu")
     assert sizes == [16]
 
