@@ -4,6 +4,8 @@ A line of the answers is a line of the file, in JSON, with one field more: `answ
 """
 
 import json
+import sys
+import time
 from functools import partial
 
 from tqdm import tqdm
@@ -31,10 +33,13 @@ def answer_lines(model, tokenizer, checkpoint, config, out):
         answers = with_labels(model, tokenizer, checkpoint, asked)
     else:
         answers = with_texts(model, tokenizer, checkpoint, asked, config)
+    begun = time.perf_counter()
     shown = {"total": len(asked), "unit": "line", "disable": None, "leave": False}
     for line, answer in zip(asked, tqdm(answers, **shown)):
         out.write(json.dumps(line.record | answer, ensure_ascii=False) + "\n")
         out.flush()
+    seconds = time.perf_counter() - begun
+    print(f"{len(asked):,} answers, {len(asked) / seconds:,.1f} a second", file=sys.stderr)
 
 
 def with_labels(model, tokenizer, checkpoint, asked):
