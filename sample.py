@@ -537,8 +537,6 @@ def write_samples(context, tokenizer, start, prompt, config, out):
 
 def converse(model, tokenizer, config, out):
     """Answer what is typed, line by line, until a line is empty."""
-    if chat_template_of(tokenizer) is None:
-        raise SystemExit("this model has no chat template; finetune.py --task=chat teaches it one")
     instruction = [{"role": "system", "content": config.system}] if config.system else []
     context, said, ends = new_context(model, config), [], [tokenizer.eot, end_of_turn(tokenizer)]
     print("type and press Enter; an empty line ends", file=sys.stderr)
@@ -682,12 +680,18 @@ def tell_unused(config):
         print("system is not used: it is for --chat", file=sys.stderr)
 
 
-def begin_conversation(model, tokenizer, checkpoint, config):
-    """Converse on the terminal; exits if the model cannot."""
+def check_converses(model, tokenizer, checkpoint):
+    """Exit if the model cannot converse; print it if it was not taught to."""
     if model.config.n_labels:
-        raise SystemExit("this model predicts labels and cannot converse: type --start")
+        raise SystemExit("this model predicts labels and cannot converse: leave --chat out")
+    if chat_template_of(tokenizer) is None:
+        raise SystemExit("this model has no chat template; finetune.py --task=chat teaches it one")
     if not converses(tokenizer, checkpoint):
         print("this model was not fine-tuned to chat: finetune.py --task=chat", file=sys.stderr)
+
+
+def begin_conversation(model, tokenizer, config):
+    """Converse on the terminal."""
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         converse(model, tokenizer, config, sys.stdout)
@@ -720,16 +724,18 @@ def main():
         n_texts = config.batch_size if config.lines else n_texts
         model, tokenizer, checkpoint = load_for_sampling(config, world, n_texts)
         tell_unused(config)
+        if config.chat:
+            check_converses(model, tokenizer, checkpoint)
+        elif checkpoint.get("task", {}).get("task") == "chat":
+            print("this model was fine-tuned to chat: --chat", file=sys.stderr)
         if config.lines:
             from support.many_prompts import answer_lines  # here, as it imports this module
 
             answer_lines(model, tokenizer, checkpoint, config, sys.stdout)
             return
         if config.chat:
-            begin_conversation(model, tokenizer, checkpoint, config)
+            begin_conversation(model, tokenizer, config)
             return
-        if checkpoint.get("task", {}).get("task") == "chat":
-            print("this model was fine-tuned to chat: --chat", file=sys.stderr)
         context = new_context(model, config)
         for start in starts(config):
             try:

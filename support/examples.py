@@ -480,9 +480,9 @@ class Asked(NamedTuple):
     words: list = ()
 
     def plain_text(self):
-        """What is asked as text; exits if it is a conversation."""
+        """What is asked as text; raises ValueError if it is a conversation."""
         if self.text is None:
-            raise SystemExit(f"{self.where}: a conversation, which --chat answers")
+            raise ValueError("a conversation, which --chat answers")
         return self.text
 
 

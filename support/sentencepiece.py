@@ -137,12 +137,8 @@ class SentencePieceTokenizer:
         strip = {"type": "Strip", "content": " ", "start": len(self.prefix), "stop": 0}
         spaces = {"type": "Replace", "pattern": {"String": BLANK}, "content": " "}
         decoders = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         return {
-            "added_tokens": [
-                {"id": i, "content": text, "special": text not in self.ordinary} | flags
-                for text, i in sorted(self.special_tokens.items(), key=lambda item: item[1])
-            ],
+            "added_tokens": added_tokens(self),
             "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
             "pre_tokenizer": metaspace,
             "post_processor": None,
@@ -157,6 +153,15 @@ class SentencePieceTokenizer:
                 "merges": self.merges,
             },
         }
+
+
+def added_tokens(tokenizer):
+    """The special tokens of a tokenizer as a tokenizer.json has them, in the order of their ids."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [
+        {"id": i, "content": text, "special": text not in tokenizer.ordinary} | flags
+        for i, text in sorted((i, text) for text, i in tokenizer.special_tokens.items())
+    ]
 
 
 def from_tokenizer_json(content, special_tokens, eot, bos, ordinary):

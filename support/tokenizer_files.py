@@ -8,7 +8,7 @@ from pathlib import Path
 import regex
 
 from support.files import read_json
-from support.sentencepiece import FORMS, from_tokenizer_json
+from support.sentencepiece import FORMS, added_tokens, from_tokenizer_json
 from support.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -379,16 +379,12 @@ def tokenizer_files(tokenizer, block_size, bos=None, eos=None):
     """
     eos = tokenizer.eot if eos is None else eos
     special = {i: text for text, i in tokenizer.special_tokens.items()}
-    added = [
-        {"id": i, "content": text, "special": text not in tokenizer.ordinary, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for i, text in sorted(special.items())
-    ]
     if tokenizer.kind == "sentencepiece":
         parts = tokenizer.in_their_format(tokenizer.prefix_rule)
     else:
         parts = char_parts(tokenizer) if tokenizer.kind == "char" else byte_pair_parts(tokenizer)
-    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
+    whole = {"version": "1.0", "truncation": None, "padding": None}
+    whole |= {"added_tokens": added_tokens(tokenizer)} | parts
     if bos is not None:
         whole["post_processor"] = template(special[bos], bos)
     config = {

@@ -150,3 +150,20 @@ def test_options_for_files_alone_are_told_to_be_of_no_use(run, capsys):
     with pytest.raises(SystemExit):
         run("sample.py", "--out_dir=out/base", "--lines=p.txt", "--interactive=True")
     assert "interactive=True does not go with --lines" in capsys.readouterr().err
+
+
+def test_what_a_model_cannot_do_is_told_before_anything_is_written(tune, run, capsys):
+    Path("p.txt").write_text("the " * 40 + "\na cat", encoding="utf-8")
+    assert len(answered(run, capsys, *GREEDY, "--lines=p.txt", "--out_dir=out/base")) == 2
+    run("sample.py", *GREEDY, "--lines=p.txt", "--out_dir=out/base")
+    assert "of 1 prompts only the last 96 tokens are read" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="line 1: too long: 179 tokens, of 96 that are read"):
+        run("sample.py", "--lines=p.txt", "--out_dir=out/base", "--chat", "--device=cpu")
+    told = capsys.readouterr()
+    assert "was not fine-tuned to chat" in told.err
+    assert not told.out
+    tune("classification", "--max_iters=1")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="cannot converse: leave --chat out"):
+        run("sample.py", "--lines=p.txt", "--out_dir=out/tuned", "--chat", "--device=cpu")
+    assert not capsys.readouterr().out
