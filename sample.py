@@ -77,7 +77,7 @@ class SampleConfig(GenerationConfig):
     num_samples: int = 3  # texts, generated as one batch
     interactive: bool = False  # ask for one prompt after another
     chat: bool = False  # hold a conversation with a model that was fine-tuned for it
-    lines: str | None = None  # a file: answer each of its lines, as a line of JSON
+    lines: str | None = None  # a file: answer each of its lines (its prompt or text), in JSON
     fields: tuple[str, ...] = ()  # lines: the file's names for ours: --fields prompt=message
     encoding: str = "utf-8"  # lines: of the file; Excel saves Chinese in gb18030
     batch_size: int = 16  # lines: how many are answered at once
@@ -85,6 +85,8 @@ class SampleConfig(GenerationConfig):
     def __post_init__(self):
         super().__post_init__()
         check_range(self, "num_samples batch_size", at_least=1)
+        if self.lines == "":
+            raise ValueError("lines= is empty: expected a file, such as --lines=messages.csv")
         if self.lines and self.interactive:
             raise ValueError("interactive=True does not go with --lines: leave one of them out")
 
@@ -595,7 +597,7 @@ def write_labels(model, tokenizer, start, checkpoint, out):
         tags = tags_of(model, tokenizer, words, checkpoint)
         out.writelines(f"{word}\t{tag}\n" for word, tag in zip(words, tags))
         return
-    tokens = start_tokens(tokenizer, start)
+    tokens = start_tokens(tokenizer, start.strip())  # as in training
     for chance, label in chances_of(model, tokenizer, tokens, checkpoint):
         out.write(f"{chance:.4f} {label}\n")
 
@@ -686,6 +688,10 @@ def check_converses(model, tokenizer, checkpoint):
         raise SystemExit("this model predicts labels and cannot converse: leave --chat out")
     if chat_template_of(tokenizer) is None:
         raise SystemExit("this model has no chat template; finetune.py --task=chat teaches it one")
+    try:
+        end_of_turn(tokenizer)
+    except ValueError as error:  # the model's template refuses every conversation
+        raise SystemExit(str(error)) from None
     if not converses(tokenizer, checkpoint):
         print("this model was not fine-tuned to chat: finetune.py --task=chat", file=sys.stderr)
 
@@ -693,10 +699,7 @@ def check_converses(model, tokenizer, checkpoint):
 def begin_conversation(model, tokenizer, config):
     """Converse on the terminal."""
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-    try:
-        converse(model, tokenizer, config, sys.stdout)
-    except ValueError as error:  # the model's template refuses every conversation
-        raise SystemExit(str(error)) from None
+    converse(model, tokenizer, config, sys.stdout)
 
 
 def write_for(context, tokenizer, start, checkpoint, config):
@@ -706,7 +709,8 @@ def write_for(context, tokenizer, start, checkpoint, config):
     if model.config.n_labels:
         write_labels(model, tokenizer, start, checkpoint, sys.stdout)
         return
-    start += LABEL if task.get("generative") else ""  # it was taught to write one
+    if task.get("generative"):
+        start = start.strip() + LABEL  # it was taught to write one
     prompt = first_tokens(tokenizer, start, documents)
     if len(prompt) > model.config.block_size:
         size = model.config.block_size
@@ -721,7 +725,10 @@ def main():
     config = load_config(SampleConfig)
     with open_world(config.device, config.dtype, to_train=False) as world:
         n_texts = 1 if config.chat else config.num_samples
-        n_texts = config.batch_size if config.lines else n_texts
+        if config.lines:
+            from support.many_prompts import answer_lines, read_lines  # here: they import this
+
+            lines, n_texts = read_lines(config), config.batch_size
         model, tokenizer, checkpoint = load_for_sampling(config, world, n_texts)
         tell_unused(config)
         if config.chat:
@@ -729,9 +736,7 @@ def main():
         elif checkpoint.get("task", {}).get("task") == "chat":
             print("this model was fine-tuned to chat: --chat", file=sys.stderr)
         if config.lines:
-            from support.many_prompts import answer_lines  # here, as it imports this module
-
-            answer_lines(model, tokenizer, checkpoint, config, sys.stdout)
+            answer_lines(lines, model, tokenizer, checkpoint, config, sys.stdout)
             return
         if config.chat:
             begin_conversation(model, tokenizer, config)

@@ -180,7 +180,9 @@ class Writer:
         if not isinstance(start, str):
             raise ValueError(f'prompt={start!r:.100}: expected a text, such as "Once upon a time"')
         ends = [self.tokenizer.eot] if self.config.until_eot else []
-        return first_tokens(self.tokenizer, start + self.after_prompt, self.documents), ends
+        if self.after_prompt:
+            start = start.strip() + self.after_prompt
+        return first_tokens(self.tokenizer, start, self.documents), ends
 
     def chat_prompt(self, request):
         """(tokens of the conversation up to the next answer, tokens to stop at)."""

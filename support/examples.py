@@ -19,7 +19,6 @@ import difflib
 import json
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 from unicodedata import normalize
 
 from support.files import advice_on_encoding, check_encoding, with_mark
@@ -42,6 +41,7 @@ SPLITS = {
 }
 FORMATS = {
     ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
@@ -195,12 +195,7 @@ def hash_of(line):
 
 def checked(file, task, format, renamed, encoding):
     """The lines of a file as `task` reads them; exits at the first invalid one."""
-    if file.suffix.lower() in (".xlsx", ".xls"):
-        raise SystemExit(f"{file} is an Excel workbook; save it as CSV in UTF-8")
-    if file.suffix.lower() in (".parquet", ".gz", ".zip"):
-        raise SystemExit(
-            f"{file}: expected .jsonl, .json, .csv or .tsv; convert or unpack it first"
-        )
+    refuse_other_kinds(file)
     kind = FORMATS.get(file.suffix.lower(), "conll") if format == "auto" else format
     if kind == "conll" and task != "tagging":
         if task == "text":
@@ -221,6 +216,16 @@ def checked(file, task, format, renamed, encoding):
     return lines
 
 
+def refuse_other_kinds(file):
+    """Exit if a file is of a kind that has to be converted first."""
+    if file.suffix.lower() in (".xlsx", ".xls"):
+        raise SystemExit(f"{file} is an Excel workbook; save it as CSV in UTF-8")
+    if file.suffix.lower() in (".parquet", ".gz", ".zip"):
+        raise SystemExit(
+            f"{file}: expected .jsonl, .json, .csv or .tsv; convert or unpack it first"
+        )
+
+
 def records(file, kind, encoding):
     """Yield (line number, record) of a file, one of READERS; exits if it is not of that kind."""
     try:
@@ -232,7 +237,11 @@ def records(file, kind, encoding):
     except UnicodeError as error:
         raise SystemExit(f"{file} is not {encoding.upper()} ({error})") from None
     except json.JSONDecodeError as error:
-        advice = "; for one object per line use --format=jsonl" if error.lineno > 1 else ""
+        advice = (
+            "; for one object per line call it .jsonl, or --format=jsonl"
+            if error.lineno > 1
+            else ""
+        )
         raise SystemExit(f"{file}: not {kind} ({error}){advice}") from None
 
 
@@ -244,7 +253,11 @@ def json_lines(stream):
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 reason = f"{error.msg}, at {line[error.pos : error.pos + 10]!r}"
-                advice = "; for a list of objects use --format=json" if line.startswith("[") else ""
+                advice = (
+                    "; for a list of objects call it .json, or --format=json"
+                    if line.startswith("[")
+                    else ""
+                )
                 raise SystemExit(
                     f"{stream.name}, line {number}: not JSON ({reason}){advice}"
                 ) from None
@@ -296,10 +309,9 @@ def columns(stream):
 
 
 def plain_lines(stream):
-    """Yield (line number, {"prompt": line}) of each line that is not empty."""
+    """Yield (line number, {"prompt": line}) of each line."""
     for number, line in enumerate(stream, 1):
-        if line.strip():
-            yield number, {"prompt": line.rstrip("\r\n")}
+        yield number, {"prompt": line.rstrip("\r\n")}
 
 
 READERS = {
@@ -468,67 +480,6 @@ def asked_in(record, where):
         )
     prompt = text(record, "prompt", where)
     return [{"role": "user", "content": prompt}], prompt
-
-
-class Asked(NamedTuple):
-    """A line of a file of prompts: the record, and what is asked, as far as it can be told."""
-
-    record: dict
-    where: str
-    text: str | None = None
-    messages: list = ()
-    words: list = ()
-
-    def plain_text(self):
-        """What is asked as text; raises ValueError if it is a conversation."""
-        if self.text is None:
-            raise ValueError("a conversation, which --chat answers")
-        return self.text
-
-
-def open_prompts(file, fields=(), encoding="utf-8"):
-    """[Asked] for the lines of a file: of a table or JSON, or else each line is a prompt.
-
-    fields: pairs `prompt=message`, our name and the file's. Exits with a message if anything is
-    wrong.
-    """
-    check_encoding(encoding)
-    if not Path(file).is_file():
-        raise SystemExit(f"lines={file}: there is no such file")
-    kind = FORMATS.get(Path(file).suffix.lower(), "lines")
-    kind = "lines" if kind == "conll" else kind
-    renamed = dict(pair_in(pair) for pair in fields)
-    found = []
-    for number, record in records(file, kind, encoding):
-        where = f"{file}, line {number}"
-        found.append(asked_by(record, with_our_names(record, renamed, where), where))
-    if not found:
-        raise SystemExit(f"{file} has no prompts: it is empty")
-    return found
-
-
-def asked_by(record, named, where):
-    """The Asked of a record, whose fields have our names in `named`."""
-    if "answer" in record:
-        raise SystemExit(f"{where}: has a field 'answer' already, where the answer would stand")
-    record = repaired(record)
-    if isinstance(named.get("tokens"), list):
-        words = [text({"token": word}, "token", where) for word in named["tokens"]]
-        return Asked(record, where, " ".join(words), words=words)
-    if "text" in named and "prompt" not in named:
-        named = named | {"prompt": text(named, "text", where)}
-    if not named.keys() & {"prompt", "messages", "conversations", "instruction"}:
-        raise SystemExit(
-            f"{where}: no field prompt, text, instruction or messages, found "
-            f"{', '.join(map(str, record)) or 'nothing'}; type --fields prompt=THEIRS"
-        )
-    messages, prompt = asked_in(named, where)
-    while messages and messages[-1]["role"] == "assistant":  # what was answered before
-        messages = messages[:-1]
-    if not messages or messages[-1]["role"] != "user":
-        raise SystemExit(f"{where}: the user says nothing that could be answered")
-    prompt = None if prompt is None else repair(prompt)
-    return Asked(record, where, prompt, with_system(repaired(messages), named, where))
 
 
 def with_system(messages, record, where):

@@ -2,11 +2,12 @@
 # ruff: noqa: F401, F811 (fixtures are imported by their names)
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from support.examples import open_prompts
+from support import many_prompts
 from tests.test_finetune import ANIMALS, jsonl, made, run, tune
 
 GREEDY = "--temperature=0 --max_new_tokens=9 --device=cpu --until_eot=False".split()
@@ -74,12 +75,15 @@ def test_a_text_is_labelled_and_keeps_its_fields(tune, run, capsys):
 
 def test_words_are_tagged_as_they_are_given_or_as_they_are_found(tune, run, capsys):
     tune("tagging")
-    lines = [{"tokens": ["the", "cat", "saw", "Ann"]}, {"text": "the cat saw Ann"}]
+    lines = [{"tokens": ["the", "New York", "saw", "Ann"]}, {"text": "the cat saw Ann"}]
     Path("t.jsonl").write_text(jsonl(lines), encoding="utf-8")
     given, found = answered(run, capsys, "--lines=t.jsonl", "--out_dir=out/tuned")
-    assert given["tokens"] == found["tokens"] == ["the", "cat", "saw", "Ann"]
-    assert given["answer"] == found["answer"]
+    assert given["words"] == given["tokens"] == ["the", "New York", "saw", "Ann"]
+    assert found["words"] == ["the", "cat", "saw", "Ann"]
     assert len(given["answer"]) == 4
+    run("sample.py", "--out_dir=out/tuned", "--start=the cat saw Ann", "--device=cpu")
+    alone = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
+    assert found["answer"] == alone
 
 
 def test_a_generated_label_is_the_answer(tune, run, capsys):
@@ -119,23 +123,105 @@ def test_conversations_are_answered_where_the_user_spoke_last(tune, run, capsys)
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"question": "x"}, "line 1: no field prompt, text, .*found question; type --fields"),
+        ({"question": "x"}, "line 1: no field prompt, .*found question; type --fields prompt="),
         ({"prompt": 3}, "line 1: prompt must be text"),
-        ({"prompt": "x", "answer": "y"}, "line 1: has a field 'answer' already"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "line 1: the user says nothing"),
+        ({"messages": "hello"}, "line 1: messages must be a list of"),
+        ({"messages": []}, "line 1: messages must be a list of"),
         ([1], "line 1: expected an object"),
     ],
 )
-def test_mistakes_are_told_by_their_line(tmp_path, monkeypatch, line, message):
-    monkeypatch.chdir(tmp_path)
+def test_mistakes_are_told_by_their_line(run, line, message):
     Path("p.jsonl").write_text(json.dumps(line))
     with pytest.raises(SystemExit, match=message):
-        open_prompts("p.jsonl")
-    Path("empty.txt").write_text("\n")
-    with pytest.raises(SystemExit, match="has no prompts"):
-        open_prompts("empty.txt")
-    with pytest.raises(SystemExit, match=r"lines=none\.csv: there is no such file"):
-        open_prompts("none.csv")
+        run("sample.py", "--lines=p.jsonl", "--out_dir=out/base", "--device=cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "options", "message"),
+    [
+        ("empty.txt", "\n", [], "has no prompts"),
+        ("none.csv", None, [], r"lines=none\.csv: there is no such file"),
+        ("tasks", None, [], "lines=tasks: it is a folder"),
+        ("a.xlsx", "x", [], "Excel workbook"),
+        ("a.parquet", "x", [], "convert or unpack it first"),
+        ("a.bio", "x O", [], r"expected \.jsonl"),
+        ("a.bin", "a\0b", [], "line 1: not text"),
+        ("a.log", '{"prompt": "x"}', [], r"line 1: looks like JSON; call the file \.jsonl"),
+        ("a.txt", "x", ["--fields", "prompt=q"], "fields=prompt=q: plain text.* has none"),
+        ("a.csv", "q\nx", ["--fields", "prompt=p"], "no field 'p', found q"),
+        ("", None, [], "lines= is empty"),
+    ],
+)
+def test_other_files_are_refused_before_the_model_is_read(
+    run, capsys, file, content, options, message
+):
+    if content is not None:
+        Path(file).write_text(content)
+    with pytest.raises(SystemExit) as refused:
+        run("sample.py", f"--lines={file}", *options, "--out_dir=out/base", "--device=cpu")
+    assert re.search(message, f"{refused.value} {capsys.readouterr().err}")
+
+
+def test_what_is_asked_is_what_the_user_names(tune, run, capsys):
+    tune("classification", "--max_iters=30", "--eval_interval=30")
+    rows = [("a cat ran home", "x"), ("a 狗 ran home ", "x"), (" a dog ran home\n", "x")]
+    lines = [{"text": text, "message": text, "prompt": other} for text, other in rows]
+    Path("t.jsonl").write_text(jsonl(lines), encoding="utf-8")
+    Path("bare.jsonl").write_text(jsonl([{"text": text.strip()} for text, _ in rows]))
+    found = []
+    for options in (["t.jsonl"], ["t.jsonl", "--fields", "text=message"], ["bare.jsonl"]):
+        more = answered(run, capsys, f"--lines={options[0]}", *options[1:], "--out_dir=out/tuned")
+        found.append([(line["answer"], line["probability"]) for line in more])
+    assert found[0] == found[1] == found[2]
+    other = answered(
+        run, capsys, "--lines=t.jsonl", "--fields", "prompt=prompt", "--out_dir=out/tuned"
+    )
+    assert len({line["probability"] for line in other}) == 1
+
+
+def test_fields_of_the_file_are_kept_and_empty_lines_told(run, capsys):
+    Path("p.csv").write_text('prompt,answer\n"the\ncat",yes\na dog,no\n', encoding="utf-8-sig")
+    found = answered(run, capsys, *GREEDY, "--lines=p.csv", "--out_dir=out/base")
+    assert [line["answer"] for line in found] == ["yes", "no"]
+    assert all(line["model_answer"] for line in found)
+    assert found[0]["prompt"] == "the\ncat"
+    Path("p.txt").write_text("the\n\n\na dog", encoding="utf-8")
+    run("sample.py", *GREEDY, "--lines=p.txt", "--out_dir=out/base")
+    told = capsys.readouterr()
+    assert "2 empty lines of p.txt are left out" in told.err
+    assert len(told.out.splitlines()) == 2
+    half = json.dumps({"prompt": "the", "note": "\ud83d\ude00"}).replace("\\ude00", "")
+    Path("p.jsonl").write_text(half)
+    (line,) = answered(run, capsys, *GREEDY, "--lines=p.jsonl", "--out_dir=out/base")
+    assert line["note"] == "�"
+
+
+@pytest.mark.parametrize("options", [["--until_eot=True"], ["--stop", "s"]])
+def test_an_answer_ends_where_a_single_text_does(run, capsys, options):
+    lines = [f"the {animal}" for animal in ANIMALS]
+    Path("p.txt").write_text("\n".join(lines), encoding="utf-8")
+    how = "--temperature=1 --max_new_tokens=40 --seed=3 --device=cpu --out_dir=out/base".split()
+    found = answered(run, capsys, *how, *options, "--lines=p.txt", "--batch_size=1")
+    for i, (start, line) in enumerate(zip(lines, found)):
+        alone = [f"--start={start}", "--num_samples=1", f"--seed={3 + i}"]
+        run("sample.py", *how, *options, *alone)
+        assert capsys.readouterr().out == start + line["answer"] + "\n"
+
+
+def test_a_record_may_have_its_own_system_prompt(tune, run, capsys, monkeypatch):
+    tune("chat", "--max_iters=1")
+    lines = [{"prompt": "it", "system": "who?"}, {"prompt": "it"}]
+    Path("p.jsonl").write_text(jsonl(lines))
+    seen = []
+    monkeypatch.setattr(
+        many_prompts,
+        "opening_that_fits",
+        lambda first, rest, *more: seen.append((first, rest)) or ([1], rest),
+    )
+    run("sample.py", *GREEDY, "--lines=p.jsonl", "--chat", "--system=be", "--out_dir=out/tuned")
+    assert [first[0]["content"] for first, _ in seen] == ["who?", "be"]
+    assert [rest for _, rest in seen] == [[{"role": "user", "content": "it"}]] * 2
 
 
 def test_options_for_files_alone_are_told_to_be_of_no_use(run, capsys):
