@@ -704,7 +704,8 @@ def test_a_conversation_is_one_text_at_a_time_for_its_weights(trained, monkeypat
     monkeypatch.setattr(
         sample, "for_inference", lambda model, _, rows, __: asked.append(rows) or model
     )
-    monkeypatch.setattr(sample, "begin_conversation", lambda *_: None)
+    for name in ("check_converses", "begin_conversation"):
+        monkeypatch.setattr(sample, name, lambda *_: None)
     for options in (["--chat"], []):
         call(monkeypatch, "sample.py", "--out_dir=out/tiny", "--max_new_tokens=2", *options)
     assert asked == [1, 3]
