@@ -237,11 +237,7 @@ def records(file, kind, encoding):
     except UnicodeError as error:
         raise SystemExit(f"{file} is not {encoding.upper()} ({error})") from None
     except json.JSONDecodeError as error:
-        advice = (
-            "; for one object per line call it .jsonl, or --format=jsonl"
-            if error.lineno > 1
-            else ""
-        )
+        advice = "; one object per line is .jsonl, or --format=jsonl" if error.lineno > 1 else ""
         raise SystemExit(f"{file}: not {kind} ({error}){advice}") from None
 
 
@@ -253,11 +249,7 @@ def json_lines(stream):
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 reason = f"{error.msg}, at {line[error.pos : error.pos + 10]!r}"
-                advice = (
-                    "; for a list of objects call it .json, or --format=json"
-                    if line.startswith("[")
-                    else ""
-                )
+                advice = "; a list is .json, or --format=json" if line.startswith("[") else ""
                 raise SystemExit(
                     f"{stream.name}, line {number}: not JSON ({reason}){advice}"
                 ) from None
