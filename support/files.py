@@ -165,11 +165,19 @@ def replacing_tree(path):
 
 @contextmanager
 def until_nobody_reads():
-    """Exit quietly when the reader of a pipe, such as `head`, closes it."""
+    """Exit quietly when the reader of a pipe, such as `head`, closes it; with a message when the
+    disk is full.
+    """
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            fall_silent()
+            raise SystemExit(
+                f"{error.filename or 'the output'}: no space is left on the disk; free some and "
+                "type the command again"
+            ) from None
         if error.errno not in CLOSED_PIPE or error.filename:
             raise
         fall_silent()

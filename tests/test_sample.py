@@ -763,6 +763,17 @@ def test_a_reader_who_has_had_enough_causes_no_traceback(trained, words):
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_causes_no_traceback():
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, encoding="utf-8")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "the output: no space is left on the disk; free some and type the command again\n"
+    )
+
+
 def test_training_shows_what_the_model_would_write(train_tiny, capsys):
     train_tiny("--max_iters=0", "--sample_tokens=12")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  | ")]
