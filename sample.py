@@ -594,11 +594,12 @@ def write_labels(model, tokenizer, start, checkpoint, out):
     """Write the probability of each label of a text, or the tag of each word."""
     if checkpoint["task"]["task"] == "tagging":
         words = words_of(start, checkpoint["task"].get("blanks", False))
-        tags = tags_of(model, tokenizer, words, checkpoint)
+        (tags,) = tags_of(model, tokenizer, [words], checkpoint)
         out.writelines(f"{word}\t{tag}\n" for word, tag in zip(words, tags))
         return
     tokens = start_tokens(tokenizer, start.strip())  # as in training
-    for chance, label in chances_of(model, tokenizer, tokens, checkpoint):
+    (chances,) = chances_of(model, tokenizer, [tokens], checkpoint)
+    for chance, label in chances:
         out.write(f"{chance:.4f} {label}\n")
 
 

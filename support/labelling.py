@@ -83,22 +83,35 @@ def how_it_read(model, tokenizer, checkpoint):
     return before, min(model.config.block_size, checkpoint["train_config"]["block_size"])
 
 
-@torch.inference_mode()
-def tags_of(model, tokenizer, words, checkpoint):
-    """The tag of each word."""
-    before, size = how_it_read(model, tokenizer, checkpoint)
-    device, best = model.token_embedding.weight.device, []
-    for tokens, ends in pieces(words, tokenizer, before, size):
-        logits, _ = model(torch.tensor([tokens], device=device))
-        best += logits[0, ends].argmax(dim=1).tolist()
-    return [checkpoint["task"]["labels"][i] for i in best]
+@torch.no_grad()
+def label_scores(model, rows):
+    """The scores (T, L) of the labels at each of the T tokens of each row, computed at once."""
+    inputs = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    segments = torch.full_like(inputs, -1)  # of what fills up the shorter rows
+    for i, row in enumerate(rows):
+        inputs[i, : len(row)], segments[i, : len(row)] = torch.tensor(row), 0
+    device = model.token_embedding.weight.device
+    hidden = None if model.config.causal else segments.to(device)
+    logits, _ = model(inputs.to(device), segments=hidden)
+    return [scores[: len(row)] for scores, row in zip(logits.float().cpu(), rows)]
 
 
-@torch.inference_mode()
-def chances_of(model, tokenizer, tokens, checkpoint):
-    """[(probability, label)] of a text in tokens, the most likely first."""
+def tags_of(model, tokenizer, texts, checkpoint):
+    """The tags of the words of each text."""
     before, size = how_it_read(model, tokenizer, checkpoint)
-    tokens = [*before, *tokens][-size:] or [0]
-    logits, _ = model(torch.tensor([tokens], device=model.token_embedding.weight.device))
-    chances = logits[0, -1].float().softmax(dim=0).tolist()
-    return sorted(zip(chances, checkpoint["task"]["labels"]), reverse=True)
+    parts = [list(pieces(words, tokenizer, before, size)) for words in texts]
+    rows = [tokens for of_text in parts for tokens, _ in of_text]
+    scores = iter(label_scores(model, rows) if rows else ())
+    labels = checkpoint["task"]["labels"]
+    return [
+        [labels[i] for (_, ends), row in zip(of_text, scores) for i in row[ends].argmax(1).tolist()]
+        for of_text in parts
+    ]
+
+
+def chances_of(model, tokenizer, texts, checkpoint):
+    """[(probability, label)] of each text in tokens, the most likely first."""
+    before, size = how_it_read(model, tokenizer, checkpoint)
+    rows = [[*before, *tokens][-size:] or [0] for tokens in texts]
+    chances = [scores[-1].softmax(dim=0).tolist() for scores in label_scores(model, rows)]
+    return [sorted(zip(each, checkpoint["task"]["labels"]), reverse=True) for each in chances]

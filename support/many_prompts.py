@@ -148,9 +148,9 @@ def answer_lines(lines, model, tokenizer, checkpoint, config, out):
     prompts = [prompt_in(line, config, labels) for line in lines]
     told = [(prompt, line.where) for prompt, line in zip(prompts, lines)]
     if checkpoint.get("task", {}).get("task") == "tagging":
-        answers = with_tags(model, tokenizer, checkpoint, told)
+        answers = with_tags(model, tokenizer, checkpoint, told, config)
     elif labels:
-        answers = with_labels(model, tokenizer, checkpoint, told)
+        answers = with_labels(model, tokenizer, checkpoint, told, config)
     else:
         answers = with_texts(model, tokenizer, checkpoint, told, config)
     taken = set().union(*(line.record for line in lines))
@@ -183,20 +183,27 @@ def plain_text(prompt):
     return prompt.text
 
 
-def with_labels(model, tokenizer, checkpoint, told):
+def together(rows, config):
+    """Yield the rows in lists of batch_size."""
+    for first in range(0, len(rows), config.batch_size):
+        yield rows[first : first + config.batch_size]
+
+
+def with_labels(model, tokenizer, checkpoint, told, config):
     """Yield {"answer": the likeliest label, "probability"} for each of the lines."""
     rows = of_each(told, lambda prompt: start_tokens(tokenizer, plain_text(prompt).strip()))
-    for tokens in rows:
-        chance, label = chances_of(model, tokenizer, tokens, checkpoint)[0]
-        yield {"answer": label, "probability": round(chance, 4)}
+    for some in together(rows, config):
+        for (chance, label), *_ in chances_of(model, tokenizer, some, checkpoint):
+            yield {"answer": label, "probability": round(chance, 4)}
 
 
-def with_tags(model, tokenizer, checkpoint, told):
+def with_tags(model, tokenizer, checkpoint, told, config):
     """Yield {"words", "answer": their tags} for each of the lines."""
     blanks = checkpoint["task"].get("blanks", False)
     rows = of_each(told, lambda prompt: prompt.words or words_of(plain_text(prompt), blanks))
-    for words in rows:
-        yield {"words": words, "answer": tags_of(model, tokenizer, words, checkpoint)}
+    for some in together(rows, config):
+        for words, tags in zip(some, tags_of(model, tokenizer, some, checkpoint)):
+            yield {"words": words, "answer": tags}
 
 
 def with_texts(model, tokenizer, checkpoint, told, config):

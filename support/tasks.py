@@ -45,7 +45,7 @@ from support.chat import (
     without_thoughts,
 )
 from support.examples import hash_of
-from support.labelling import LABEL, pieces
+from support.labelling import LABEL, label_scores, pieces
 from support.metrics import (
     ROUNDING,
     choice_numbers,
@@ -723,14 +723,10 @@ def by_length(rows):
 
 def likeliest(model, rows):
     """The index of the most likely label at each token (T) of each row, computed in batches."""
-    device, found = model.token_embedding.weight.device, [None] * len(rows)
+    found = [None] * len(rows)
     for chosen in by_length(rows):
-        examples = [Example(rows[i], [IGNORED] * len(rows[i])) for i in chosen]
-        batch = batch_of(examples, hide_padding=not model.config.causal)
-        del batch["targets"]
-        logits, _ = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        for i, row in zip(chosen, logits.argmax(dim=2).cpu()):
-            found[i] = row[: len(rows[i])]
+        for i, scores in zip(chosen, label_scores(model, [rows[i] for i in chosen])):
+            found[i] = scores.argmax(dim=1)
     return found
 
 
