@@ -66,27 +66,26 @@ def read_lines(config):
     """
     file = Path(config.lines)
     check_encoding(config.encoding)
-    if file.is_dir() or not file.exists():
-        what = (
-            "it is a folder" if file.is_dir() else f"there is no such file{advice_on_place(file)}"
-        )
-        raise SystemExit(f"lines={file}: {what}")
+    if file.is_dir():
+        raise SystemExit(f"lines={file}: it is a folder; name a file in it")
+    if not file.exists():
+        raise SystemExit(f"lines={file}: there is no such file{advice_on_place(file)}")
     refuse_other_kinds(file)
-    kind = FORMATS.get(file.suffix.lower(), "lines")
-    if kind == "conll" and file.suffix.lower() != ".txt":
+    suffix = file.suffix.lower()
+    kind = "lines" if suffix == ".txt" else FORMATS.get(suffix, "lines")
+    if kind == "conll":
         raise SystemExit(f"{file}: expected .jsonl, .json, .csv, .tsv or plain text")
-    kind = "lines" if kind == "conll" else kind
     if kind == "lines" and config.fields:
         raise SystemExit(f"fields={' '.join(config.fields)}: plain text, as in {file}, has none")
     lines, n_empty = [], 0
     for number, record in records(file, kind, config.encoding):
         line = Line(repaired(record), f"{file}, line {number}")
-        if kind == "lines" and not record["prompt"].strip():
-            n_empty += 1
-            continue
         if kind == "lines":
             check_is_text(line)
-        lines.append(line)
+        if kind == "lines" and not record["prompt"].strip():
+            n_empty += 1
+        else:
+            lines.append(line)
     if not lines:
         raise SystemExit(f"{file} has no prompts: it is empty")
     if n_empty:
