@@ -185,7 +185,11 @@ def farewell(progress, config, task=None, start="…"):
     if progress.without_gain and progress.best is not None:
         why += f"; the best {config.best_metric} was {progress.best:.4g}, in {BEST}"
     options = {None: "", "text": "", "chat": " --chat"}.get(task, f' --start="{start}"')
-    return f"{why}\nto sample:   python sample.py {place}{options}\nto continue: {resume}"
+    next_steps = [f"to sample:   python sample.py {place}{options}"]
+    if task not in (None, "text"):
+        options = " --chat" if task == "chat" else ""
+        next_steps.append(f"for a file:  python sample.py {place}{options} --lines=FILE")
+    return "\n".join([why, *next_steps, f"to continue: {resume}"])
 
 
 def in_words(numbers):

@@ -724,6 +724,7 @@ def test_too_few_examples_are_told_with_what_to_try(tune, capsys):
     assert "too few to learn from; try --batch_size=4 --epochs=" in told
     assert "6 test examples are too few to tell a good model from a bad one" in told
     assert 'to sample:   python sample.py --out_dir=out/tuned --start="' in told
+    assert "for a file:  python sample.py --out_dir=out/tuned --lines=FILE" in told
     assert "to continue: python finetune.py --init_from=resume --out_dir=out/tuned" in told
 
 
