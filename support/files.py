@@ -165,19 +165,11 @@ def replacing_tree(path):
 
 @contextmanager
 def until_nobody_reads():
-    """Exit quietly when the reader of a pipe, such as `head`, closes it; with a message when the
-    disk is full.
-    """
+    """Exit quietly when the reader of a pipe, such as `head`, closes it."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            fall_silent()
-            raise SystemExit(
-                f"{error.filename or 'the output'}: no space is left on the disk; free some and "
-                "type the command again"
-            ) from None
         if error.errno not in CLOSED_PIPE or error.filename:
             raise
         fall_silent()
@@ -185,7 +177,7 @@ def until_nobody_reads():
 
 
 def fall_silent():
-    """Discard whatever is printed from now on: the reader is gone."""
+    """Discard whatever is printed from now on: the reader is gone, or the disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from support.files import ON_WINDOWS, until_nobody_reads
+from support.files import ON_WINDOWS, fall_silent, until_nobody_reads
 
 # Of a path that cannot be read or written, whatever the program does.
 UNUSABLE_PLACE = {
@@ -120,6 +120,9 @@ def open_world(device="auto", dtype="auto", to_train=True):
     except KeyboardInterrupt:
         raise SystemExit("\nstopped immediately") from None
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            fall_silent()
+            raise SystemExit("no space is left on the disk: free some, and go on") from None
         if error.errno not in UNUSABLE_PLACE:
             raise
         where = f"{error.filename}: {error.strerror}"
