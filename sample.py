@@ -18,7 +18,7 @@ from model import KVCache, check_range
 from support.chat import converses, end_of_turn, opening
 from support.checkpoint import in_a_line, load_model, source_of
 from support.config import load_config
-from support.labelling import LABEL, chances_of, tags_of, words_of
+from support.labelling import chances_of, tags_of, to_continue, words_of
 from support.processes import open_world
 from support.quantize import (
     cache_dtype,
@@ -447,6 +447,16 @@ class TextStream:
         return rest
 
 
+def ends_of_a_text(tokenizer, config):
+    """The tokens at which a text ends."""
+    return [tokenizer.eot] if config.until_eot else []
+
+
+def ends_of_an_answer(tokenizer):
+    """The tokens at which an answer in a conversation ends."""
+    return [tokenizer.eot, end_of_turn(tokenizer)]
+
+
 def overlap(text, stop):
     """How many characters at the end of `text` are the beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
@@ -514,9 +524,8 @@ def write_samples(context, tokenizer, start, prompt, config, out):
 
     prompt is `start` in tokens. Returns the number of tokens generated.
     """
-    ends = [tokenizer.eot] if config.until_eot else []
-    begins = not start
-    streams = [TextStream(tokenizer, config.stop, ends, begins) for _ in range(config.num_samples)]
+    how = config.stop, ends_of_a_text(tokenizer, config), not start
+    streams = [TextStream(tokenizer, *how) for _ in range(config.num_samples)]
     texts, made, written = [start for _ in streams], 0, 0
     prompts = [prompt] * config.num_samples
     for tokens in steps_of(context, tokenizer, prompts, config, config.seed):
@@ -539,8 +548,8 @@ def write_samples(context, tokenizer, start, prompt, config, out):
 
 def converse(model, tokenizer, config, out):
     """Answer what is typed, line by line, until a line is empty."""
-    instruction = [{"role": "system", "content": config.system}] if config.system else []
-    context, said, ends = new_context(model, config), [], [tokenizer.eot, end_of_turn(tokenizer)]
+    instruction, said = with_instruction([], config.system)
+    context, ends = new_context(model, config), ends_of_an_answer(tokenizer)
     print("type and press Enter; an empty line ends", file=sys.stderr)
     while line := read_line("> "):
         said.append({"role": "user", "content": line})
@@ -553,6 +562,13 @@ def converse(model, tokenizer, config, out):
         stream = TextStream(tokenizer, config.stop, ends, begins=True)
         answer = write_answer(context, stream, prompt, config, config.seed + len(said), out)
         said.append({"role": "assistant", "content": answer})
+
+
+def with_instruction(said, system):
+    """(the message with the system prompt or none, the others): their own, or `system`."""
+    if said and said[0]["role"] == "system":
+        return said[:1], said[1:]
+    return [{"role": "system", "content": system}] if system else [], said
 
 
 def opening_that_fits(instruction, said, tokenizer, block_size):
@@ -710,8 +726,7 @@ def write_for(context, tokenizer, start, checkpoint, config):
     if model.config.n_labels:
         write_labels(model, tokenizer, start, checkpoint, sys.stdout)
         return
-    if task.get("generative"):
-        start = start.strip() + LABEL  # it was taught to write one
+    start = to_continue(start, task)
     prompt = first_tokens(tokenizer, start, documents)
     if len(prompt) > model.config.block_size:
         size = model.config.block_size

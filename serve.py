@@ -19,17 +19,20 @@ from model import check_range
 from sample import (
     GenerationConfig,
     TextStream,
+    ends_of_a_text,
+    ends_of_an_answer,
     first_tokens,
     load_for_sampling,
     new_context,
     opening_that_fits,
     steps_of,
+    with_instruction,
 )
 from support.api_server import LOCAL, Server
-from support.chat import converses, end_of_turn
+from support.chat import converses
 from support.checkpoint import source_of
 from support.config import load_config
-from support.labelling import LABEL
+from support.labelling import to_continue
 from support.processes import open_world
 
 LARGEST_NUMBER = 1e9  # of a knob
@@ -137,7 +140,7 @@ class Writer:
         self.name = Path(config.adapter or source_of(config)).resolve().name
         self.documents = checkpoint["data"].get("train_documents", 0)
         self.converses = converses(tokenizer, checkpoint)
-        self.after_prompt = LABEL if checkpoint.get("task", {}).get("generative") else ""
+        self.task = checkpoint.get("task", {})
         self.context, self.turn = new_context(model, config), threading.Lock()
         self.block_size = model.config.block_size
         self.begun = 0  # texts so far
@@ -150,7 +153,7 @@ class Writer:
         """
         config = settings_for(request, self.config)
         prompt, ends = self.chat_prompt(request) if in_chat else self.text_prompt(request)
-        begins = in_chat or not request["prompt"] + self.after_prompt
+        begins = in_chat or not to_continue(request["prompt"], self.task)
         stream = TextStream(self.tokenizer, config.stop, ends, begins)
         n_read, made = min(len(prompt), self.block_size), 0
 
@@ -179,10 +182,9 @@ class Writer:
         start = request.get("prompt")
         if not isinstance(start, str):
             raise ValueError(f'prompt={start!r:.100}: expected a text, such as "Once upon a time"')
-        ends = [self.tokenizer.eot] if self.config.until_eot else []
-        if self.after_prompt:
-            start = start.strip() + self.after_prompt
-        return first_tokens(self.tokenizer, start, self.documents), ends
+        start = to_continue(start, self.task)
+        prompt = first_tokens(self.tokenizer, start, self.documents)
+        return prompt, ends_of_a_text(self.tokenizer, self.config)
 
     def chat_prompt(self, request):
         """(tokens of the conversation up to the next answer, tokens to stop at)."""
@@ -191,12 +193,9 @@ class Writer:
                 f"{self.name} was not taught to chat, which finetune.py --task=chat does; "
                 "/v1/completions continues texts"
             )
-        said = messages_of(request)
-        instruction = [said.pop(0)] if said[0]["role"] == "system" else []
-        if self.config.system and not instruction:
-            instruction = [{"role": "system", "content": self.config.system}]
+        instruction, said = with_instruction(messages_of(request), self.config.system)
         prompt, _ = opening_that_fits(instruction, said, self.tokenizer, self.block_size)
-        return prompt, [self.tokenizer.eot, end_of_turn(self.tokenizer)]
+        return prompt, ends_of_an_answer(self.tokenizer)
 
 
 # ---------------------------------------------------------------------------------------- main

@@ -133,7 +133,7 @@ def with_learned(text, spans, tokenizer):
     tokens, learned, place = [], [], 0
     for start, end in spans:
         given = tokens_of(text[place:start], tokenizer, tokens)
-        said = tokens_of(text[start:end], tokenizer, tokens + given)
+        said = tokens_of(text[start:end], tokenizer, given or tokens)
         marks = [i for i, token in enumerate(said) if token in special]
         n = marks[-1] + 1 if marks else len(said)
         tokens += given + said

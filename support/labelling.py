@@ -74,6 +74,11 @@ def pieces(words, tokenizer, first, block_size):
         words = words[n:]
 
 
+def to_continue(text, task):
+    """The text that a model continues: as it is or, where it writes labels, as in training."""
+    return text.strip() + LABEL if task.get("generative") else text
+
+
 # ---------------------------------------------------------------------------------- their labels
 
 

@@ -15,13 +15,15 @@ from tqdm import tqdm
 
 from sample import (
     TextStream,
+    ends_of_a_text,
+    ends_of_an_answer,
     first_tokens,
     new_context,
     opening_that_fits,
     start_tokens,
     steps_of,
+    with_instruction,
 )
-from support.chat import end_of_turn
 from support.examples import (
     FORMATS,
     advice_on_place,
@@ -36,22 +38,24 @@ from support.examples import (
     with_system,
 )
 from support.files import check_encoding
-from support.labelling import LABEL, chances_of, tags_of, words_of
+from support.labelling import chances_of, tags_of, to_continue, words_of
 
 CONVERSATIONS = "messages", "conversations"
 ASKED = "prompt", "instruction", *CONVERSATIONS, "text"  # the fields that may hold a prompt
 
 
 class Line(NamedTuple):
-    """A line of the file, and where it stands."""
+    """A line of the file, the same with our names for its fields, and where it stands."""
 
     record: dict
+    named: dict
     where: str
 
 
 class Prompt(NamedTuple):
     """What a line asks: a text (None for a conversation), messages, for a tagger perhaps words."""
 
+    where: str
     text: str | None
     messages: list
     words: list
@@ -77,9 +81,10 @@ def read_lines(config):
         raise SystemExit(f"{file}: expected .jsonl, .json, .csv, .tsv or plain text")
     if kind == "lines" and config.fields:
         raise SystemExit(f"fields={' '.join(config.fields)}: plain text, as in {file}, has none")
-    lines, n_empty = [], 0
+    renamed, lines, n_empty = dict(pair_in(pair) for pair in config.fields), [], 0
     for number, record in records(file, kind, config.encoding):
-        line = Line(repaired(record), f"{file}, line {number}")
+        record, where = repaired(record), f"{file}, line {number}"
+        line = Line(record, with_our_names(record, renamed, where), where)
         if kind == "lines":
             check_is_text(line)
         if kind == "lines" and not record["prompt"].strip():
@@ -104,14 +109,14 @@ def check_is_text(line):
 
 def prompt_in(line, config, labels):
     """The Prompt of a line; `labels`: for a model that labels texts."""
-    renamed = dict(pair_in(pair) for pair in config.fields)
-    record, where = with_our_names(line.record, renamed, line.where), line.where
+    record, where = line.named, line.where
     if isinstance(record.get("tokens"), list):
         words = [text({"token": word}, "token", where) for word in record["tokens"]]
         joined = " ".join(words)
-        return Prompt(joined, [{"role": "user", "content": joined}], words)
+        return Prompt(where, joined, [{"role": "user", "content": joined}], words)
     there = [name for name in ASKED if name in record]
-    wanted = [name for name in renamed if name in ASKED]
+    named = (pair.partition("=")[0] for pair in config.fields)
+    wanted = [name for name in named if name in ASKED]
     if wanted or (labels and "text" in there):
         there = wanted[:1] or ["text"]
         record = {n: v for n, v in record.items() if n not in ASKED or n == there[0]}
@@ -131,7 +136,7 @@ def prompt_in(line, config, labels):
         messages = messages[:-1]
     if not messages or messages[-1]["role"] != "user":
         raise SystemExit(f"{where}: the user says nothing that could be answered")
-    return Prompt(prompt, with_system(messages, record, where), [])
+    return Prompt(where, prompt, with_system(messages, record, where), [])
 
 
 # ------------------------------------------------------------------------------------ the answers
@@ -145,13 +150,12 @@ def answer_lines(lines, model, tokenizer, checkpoint, config, out):
     """
     labels = model.config.n_labels > 0
     prompts = [prompt_in(line, config, labels) for line in lines]
-    told = [(prompt, line.where) for prompt, line in zip(prompts, lines)]
     if checkpoint.get("task", {}).get("task") == "tagging":
-        answers = with_tags(model, tokenizer, checkpoint, told, config)
+        answers = with_tags(model, tokenizer, checkpoint, prompts, config)
     elif labels:
-        answers = with_labels(model, tokenizer, checkpoint, told, config)
+        answers = with_labels(model, tokenizer, checkpoint, prompts, config)
     else:
-        answers = with_texts(model, tokenizer, checkpoint, told, config)
+        answers = with_texts(model, tokenizer, checkpoint, prompts, config)
     taken = set().union(*(line.record for line in lines))
     begun, hidden = time.perf_counter(), True if out.isatty() else None
     bar = tqdm(zip(lines, answers), total=len(lines), unit="line", disable=hidden, leave=False)
@@ -164,14 +168,14 @@ def answer_lines(lines, model, tokenizer, checkpoint, config, out):
     print(f"answers: {len(lines):,}, {len(lines) / seconds:,.1f} a second", file=sys.stderr)
 
 
-def of_each(told, function):
+def of_each(prompts, function):
     """[function(prompt)] of each line; exits with the number of one that cannot be read."""
     found = []
-    for prompt, where in told:
+    for prompt in prompts:
         try:
             found.append(function(prompt))
         except (ValueError, SystemExit) as error:
-            raise SystemExit(f"{where}: {error}") from None
+            raise SystemExit(f"{prompt.where}: {error}") from None
     return found
 
 
@@ -188,51 +192,48 @@ def together(rows, config):
         yield rows[first : first + config.batch_size]
 
 
-def with_labels(model, tokenizer, checkpoint, told, config):
+def with_labels(model, tokenizer, checkpoint, prompts, config):
     """Yield {"answer": the likeliest label, "probability"} for each of the lines."""
-    rows = of_each(told, lambda prompt: start_tokens(tokenizer, plain_text(prompt).strip()))
+    rows = of_each(prompts, lambda prompt: start_tokens(tokenizer, plain_text(prompt).strip()))
     for some in together(rows, config):
         for (chance, label), *_ in chances_of(model, tokenizer, some, checkpoint):
             yield {"answer": label, "probability": round(chance, 4)}
 
 
-def with_tags(model, tokenizer, checkpoint, told, config):
+def with_tags(model, tokenizer, checkpoint, prompts, config):
     """Yield {"words", "answer": their tags} for each of the lines."""
     blanks = checkpoint["task"].get("blanks", False)
-    rows = of_each(told, lambda prompt: prompt.words or words_of(plain_text(prompt), blanks))
+    rows = of_each(prompts, lambda prompt: prompt.words or words_of(plain_text(prompt), blanks))
     for some in together(rows, config):
         for words, tags in zip(some, tags_of(model, tokenizer, some, checkpoint)):
             yield {"words": words, "answer": tags}
 
 
-def with_texts(model, tokenizer, checkpoint, told, config):
+def with_texts(model, tokenizer, checkpoint, prompts, config):
     """Yield {"answer": the text that follows} for each of the lines, batch_size of them at once.
 
     Labels and what is said in a conversation have no blanks around them.
     """
-    size, is_label = model.config.block_size, checkpoint.get("task", {}).get("generative")
+    size, task = model.config.block_size, checkpoint.get("task", {})
     documents = checkpoint["data"].get("train_documents", 0)
 
     def text_prompt(prompt):
-        start = plain_text(prompt)
-        start = start.strip() + LABEL if is_label else start
-        return first_tokens(tokenizer, start, documents)
+        return first_tokens(tokenizer, to_continue(plain_text(prompt), task), documents)
 
     def chat_prompt(prompt):
-        said = prompt.messages
-        if config.system and said[0]["role"] != "system":
-            said = [{"role": "system", "content": config.system}, *said]
-        n = int(said[0]["role"] == "system")
-        return opening_that_fits(said[:n], said[n:], tokenizer, size)[0]
+        instruction, said = with_instruction(prompt.messages, config.system)
+        return opening_that_fits(instruction, said, tokenizer, size)[0]
 
-    rows = of_each(told, chat_prompt if config.chat else text_prompt)
+    rows = of_each(prompts, chat_prompt if config.chat else text_prompt)
     too_long = sum(len(row) > size for row in rows)
     if too_long:
         print(f"of {too_long:,} prompts only the last {size:,} tokens are read", file=sys.stderr)
-    ends = [tokenizer.eot] if config.chat or config.until_eot else []
-    ends += [end_of_turn(tokenizer)] if config.chat else []
-    begins = [config.chat or not (prompt.text or is_label) for prompt, _ in told]
-    context = new_context(model, config)
+    if config.chat:
+        ends, begins = ends_of_an_answer(tokenizer), [True] * len(rows)
+    else:
+        ends = ends_of_a_text(tokenizer, config)
+        begins = [not to_continue(prompt.text, task) for prompt in prompts]
+    context, is_bare = new_context(model, config), config.chat or task.get("generative")
     for first in range(0, len(rows), config.batch_size):
         some = slice(first, first + config.batch_size)
         streams = [TextStream(tokenizer, config.stop, ends, begin) for begin in begins[some]]
@@ -244,4 +245,4 @@ def with_texts(model, tokenizer, checkpoint, told, config):
                 break
         for written, stream in zip(texts, streams):
             written += stream.finish()
-            yield {"answer": written.strip() if config.chat or is_label else written}
+            yield {"answer": written.strip() if is_bare else written}

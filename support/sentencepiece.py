@@ -5,8 +5,8 @@ is written as ▁, a text begins with one, and a character without a token becom
 
     "A cat 🐈"      ▁A ▁cat ▁ <0xF0> <0x9F> <0x90> <0x88>
 
-What counts is the file tokenizer.json. (For some of them, transformers 5 knows better: it puts no ▁
-behind a special token, though the file of Llama 2 does.)
+What counts is the file tokenizer.json. (transformers 5 does not always go by it: its LlamaTokenizer
+puts no ▁ behind a special token, whatever the file says.)
 """
 
 import json
